@@ -1,0 +1,66 @@
+"""Queries, keys, values and who may read whom -> read values. One function, several back ends that tests hold equal."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def may_read(
+    document_BT: Int[Tensor, "B T"], block_BT: Int[Tensor, "B T"], document_BS: Int[Tensor, "B S"], block_BS: Int[Tensor, "B S"]
+) -> Bool[Tensor, "B 1 T S"]:
+    """A position reads, within its own document, its own block and the blocks before it.
+
+    document 1 1 1 1 1 2    two documents in one row never see each other
+    block    0 1 2 3 4 0    text: every position is its own block, hence causal
+    block    0 1 1 1 2 0    text, a 3-vector picture that is read as a whole, text
+    """
+    return ((document_BT[:, :, None] == document_BS[:, None]) & (block_BS[:, None] <= block_BT[:, :, None]))[:, None]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Who may read whom: the rule's inputs for queries (T) and keys (S). Each back end makes its own mask of it, once."""
+
+    document_BT: Int[Tensor, "B T"]
+    block_BT: Int[Tensor, "B T"]
+    document_BS: Int[Tensor, "B S"]
+    block_BS: Int[Tensor, "B S"]
+    backend: str = "sdpa"
+
+    @cached_property
+    def mask(self) -> Bool[Tensor, "B 1 T S"]:
+        return may_read(self.document_BT, self.block_BT, self.document_BS, self.block_BS)
+
+    @cached_property
+    def block_mask(self):
+        from torch.nn.attention.flex_attention import create_block_mask  # a second to import
+
+        def rule(b, h, q, k):
+            return (self.document_BT[b, q] == self.document_BS[b, k]) & (self.block_BS[b, k] <= self.block_BT[b, q])
+
+        (batch, queries), keys = self.document_BT.shape, self.document_BS.shape[1]
+        return create_block_mask(rule, batch, None, queries, keys, device=self.document_BT.device)
+
+
+def attend(q_BHTE: Float[Tensor, "B H T E"], k_BKSE: Float[Tensor, "B K S E"], v_BKSE: Float[Tensor, "B K S E"], reading: Reading) -> Float[Tensor, "B H T E"]:
+    return BACKENDS[reading.backend](q_BHTE, k_BKSE, v_BKSE, reading)
+
+
+def sdpa(q, k, v, reading: Reading):
+    groups = q.shape[1] // k.shape[1]
+    if groups > 1:  # `enable_gqa` takes the slow path where there is a mask
+        k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=reading.mask)
+
+
+def flex(q, k, v, reading: Reading):
+    """FlexAttention: skips whole tiles that nobody may read. For GPUs; on a CPU it has no backward."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return flex_attention(q, k, v, block_mask=reading.block_mask, enable_gqa=q.shape[1] != k.shape[1])
+
+
+BACKENDS = {"sdpa": sdpa, "flex": flex}

@@ -1,0 +1,32 @@
+"""(N, D) vectors -> logits and losses over the ids of one modality."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmgpt.layout import Span
+
+CHUNK = 2048  # vectors scored at a time: the logits of more are never held at once
+
+
+class TableHead(nn.Module):
+    """A view of one span of rows of a shared table: it computes only the rows that may come next.
+
+    `table` is the embedding itself where weights are tied; the head holds no parameters of its own.
+    """
+
+    def __init__(self, table: nn.Embedding, ids: Span):
+        super().__init__()
+        self.ids = ids
+        object.__setattr__(self, "table", table)  # seen, not owned: its weight is saved and counted once, by its owner
+
+    def logits(self, h_ND: Float[Tensor, "N D"], rows: Span | None = None, /) -> Float[Tensor, "N V"]:
+        """Scores of the ids `rows` (without: all of this head)."""
+        rows = rows or self.ids
+        return F.linear(h_ND, self.table.weight[rows.start : rows.stop])
+
+    def loss(self, h_ND: Float[Tensor, "N D"], id_N: Int[Tensor, "N"], /) -> Float[Tensor, "N"]:
+        """Cross-entropy of each target among this head's ids, in nats, not averaged."""
+        chunks = zip(h_ND.split(CHUNK), (id_N - self.ids.start).split(CHUNK), strict=True)
+        return torch.cat([F.cross_entropy(self.logits(h).float(), target, reduction="none") for h, target in chunks])

@@ -1,0 +1,165 @@
+"""(B, 3, H, W) pixels in [-1, 1] <-> (B, h, w) codes: a convolutional auto-encoder with finite scalar quantisation.
+
+FSQ (Mentzer et al., 2023, arXiv:2309.15505) rounds each of a few channels to a handful of levels; the code of a
+position is the mixed-radix number of its channels, so every code is reachable and there is no codebook to collapse.
+"""
+
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from PIL.Image import Image, fromarray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmgpt.encoders.image import fitted, opaque, pixels_of
+from mmgpt.errors import InputError
+
+PATCH = 4  # the first and last step fold 4x4 pixels into channels: no convolution runs at full resolution
+
+
+@dataclass(frozen=True)
+class ImageCodecConfig:
+    """`stride` (rows, columns) of pixels a code, powers of two, at least 4; `levels` of each FSQ channel; `width` channels at stride 4."""
+
+    stride: tuple[int, int] = (8, 8)
+    levels: tuple[int, ...] = (8, 8, 8, 8)
+    width: int = 64
+    blocks: int = 2
+
+    @property
+    def num_codes(self) -> int:
+        return prod(self.levels)
+
+
+class ResidualBlock(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm = nn.GroupNorm(8, width)
+        self.spatial = nn.Conv2d(width, width, 3, padding=1)
+        self.mix = nn.Conv2d(width, width, 1)
+        nn.init.zeros_(self.mix.weight)
+        nn.init.zeros_(self.mix.bias)
+
+    def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h w"]:
+        return x + self.mix(F.silu(self.spatial(F.silu(self.norm(x)))))
+
+
+def fold(pixels: Float[Tensor, "B C H W"], rows: int, columns: int) -> Float[Tensor, "B c h w"]:
+    return rearrange(pixels, "b c (h p) (w q) -> b (c p q) h w", p=rows, q=columns)
+
+
+def unfold(x: Float[Tensor, "B c h w"], rows: int, columns: int) -> Float[Tensor, "B C H W"]:
+    return rearrange(x, "b (c p q) h w -> b c (h p) (w q)", p=rows, q=columns)
+
+
+class Downsample(nn.Module):
+    def __init__(self, width_in: int, width_out: int, factor: tuple[int, int]):
+        super().__init__()
+        self.factor = factor
+        self.conv = nn.Conv2d(width_in * factor[0] * factor[1], width_out, 1)
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B c h w"]:
+        return self.conv(fold(x, *self.factor))
+
+
+class Upsample(nn.Module):
+    def __init__(self, width_in: int, width_out: int, factor: tuple[int, int]):
+        super().__init__()
+        self.factor = factor
+        self.conv = nn.Conv2d(width_in, width_out * factor[0] * factor[1], 1)
+
+    def forward(self, x: Float[Tensor, "B c h w"]) -> Float[Tensor, "B C H W"]:
+        return unfold(self.conv(x), *self.factor)
+
+
+def factors(stride: tuple[int, int]) -> list[tuple[int, int]]:
+    """Halvings that lead from PATCH to the stride: (16, 8) -> [(2, 2), (2, 1)]."""
+    rows, columns = (side // PATCH for side in stride)
+    steps = []
+    while rows > 1 or columns > 1:
+        steps.append((min(rows, 2), min(columns, 2)))
+        rows, columns = max(1, rows // 2), max(1, columns // 2)
+    return steps
+
+
+class ImageCodec(nn.Module):
+    """Pixels <-> codes. Sizes must be multiples of `stride`; any aspect ratio works, the network is convolutional."""
+
+    def __init__(self, config: ImageCodecConfig):
+        super().__init__()
+        from vector_quantize_pytorch import FSQ  # half a second to import: only where a codec is built
+
+        if any(side < PATCH or side & (side - 1) for side in config.stride):
+            raise InputError(f"codec stride {config.stride}: use powers of two of at least {PATCH}")
+        self.config, self.stride, self.num_codes = config, config.stride, config.num_codes
+        steps = factors(config.stride)
+        widths = [config.width * min(2**i, 4) for i in range(len(steps) + 1)]
+
+        def stage(width: int) -> list[nn.Module]:
+            return [ResidualBlock(width) for _ in range(config.blocks)]
+
+        down: list[nn.Module] = [nn.Conv2d(3 * PATCH**2, widths[0], 3, padding=1), *stage(widths[0])]
+        up: list[nn.Module] = [*stage(widths[0]), nn.GroupNorm(8, widths[0]), nn.Conv2d(widths[0], 3 * PATCH**2, 3, padding=1)]
+        for narrow, wide, factor in zip(widths, widths[1:], steps, strict=False):
+            down += [Downsample(narrow, wide, factor), *stage(wide)]
+            up = [*stage(wide), Upsample(wide, narrow, factor), *up]
+        self.analysis = nn.Sequential(*down, nn.GroupNorm(8, widths[-1]), nn.Conv2d(widths[-1], len(config.levels), 1))
+        self.synthesis = nn.Sequential(nn.Conv2d(len(config.levels), widths[-1], 3, padding=1), *up)
+        self.quantise = FSQ(list(config.levels), channel_first=True)
+
+    def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B 3 H W"], Int[Tensor, "B h w"]]:
+        """Reconstruction and codes; the gradient passes the rounding straight through."""
+        height, width = pixels.shape[-2:]
+        rows, columns = self.stride
+        if height % rows or width % columns or not height or not width:
+            raise InputError(f"a picture of {height} rows x {width} columns: they must be multiples of the codec's stride {self.stride}; resize it")
+        quantised, codes = self.quantise(self.analysis(fold(pixels, PATCH, PATCH)))
+        return unfold(self.synthesis(quantised), PATCH, PATCH), codes
+
+    @torch.no_grad()
+    def encode(self, pixels: Float[Tensor, "B 3 H W"]) -> Int[Tensor, "B h w"]:
+        return self(pixels)[1].long()
+
+    @torch.no_grad()
+    def decode(self, codes: Int[Tensor, "B h w"]) -> Float[Tensor, "B 3 H W"]:
+        if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < self.num_codes:
+            raise InputError(f"code {int(codes.max())} of a codec with {self.num_codes} codes: codes run from 0 to {self.num_codes - 1}")
+        return unfold(self.synthesis(self.quantise.indices_to_codes(codes)), PATCH, PATCH).clamp(-1, 1)
+
+
+def reconstruction_loss(ours: Float[Tensor, "B 3 H W"], pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, ""]:
+    """L1 on pixels and on their horizontal and vertical differences at three scales: edges are what an eye misses first."""
+    loss = F.l1_loss(ours, pixels)
+    for _ in range(3):
+        loss = loss + 0.5 * (F.l1_loss(ours.diff(dim=-1), pixels.diff(dim=-1)) + F.l1_loss(ours.diff(dim=-2), pixels.diff(dim=-2)))
+        ours, pixels = F.avg_pool2d(ours, 2), F.avg_pool2d(pixels, 2)
+    return loss
+
+
+def codebook_usage(codes: Int[Tensor, "..."], num_codes: int) -> tuple[float, float]:
+    """(share of codes used at least once, perplexity / num_codes): 1.0 each when every code is equally common."""
+    share_V = torch.bincount(codes.flatten(), minlength=num_codes).double() / max(1, codes.numel())
+    entropy = -(share_V * share_V.clamp_min(1e-12).log()).sum()
+    return float((share_V > 0).double().mean()), float(entropy.exp() / num_codes)
+
+
+class PictureCodec(nn.Module):
+    """A codec on PIL images: every picture is resized to `side` x `side` pixels, composited on white."""
+
+    def __init__(self, codec: ImageCodec, side: int):
+        super().__init__()
+        self.codec, self.side, self.num_codes = codec, side, codec.num_codes
+
+    def encode(self, value: Image, /) -> Int[np.ndarray, "h w"]:
+        pixels = pixels_of(fitted(opaque(value), 1, self.side**2, self.side))
+        device = next(self.parameters()).device
+        return self.codec.encode(pixels[None].to(device))[0].cpu().numpy()
+
+    def decode(self, codes: Int[np.ndarray, "1 h w"], /) -> Image:
+        device = next(self.parameters()).device
+        pixels = self.codec.decode(torch.from_numpy(np.ascontiguousarray(codes)).reshape(1, *codes.shape[-2:]).to(device))[0]
+        return fromarray(rearrange(((pixels + 1) * 127.5).round().to(torch.uint8).cpu(), "c h w -> h w c").numpy())

@@ -1,0 +1,74 @@
+"""PIL image -> one vector a patch: any size and aspect ratio, many pictures at once, nothing padded."""
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor, nn
+
+from mmgpt.encoders.places import Places
+from mmgpt.errors import InputError
+from mmgpt.types import Prepared
+
+
+def pixels_of(image: Image.Image) -> Float[Tensor, "3 H W"]:
+    """RGB pixels in [-1, 1]."""
+    if not isinstance(image, Image.Image):
+        raise InputError(f"a picture of type {type(image).__name__}: pass a PIL image, or open a file with mmgpt.open_picture")
+    if not image.width or not image.height:
+        raise InputError(f"a picture of {image.width}x{image.height} pixels: pass one of at least 1x1")
+    array = np.array(opaque(image))
+    return rearrange(torch.from_numpy(array), "h w c -> c h w").float() / 127.5 - 1
+
+
+def opaque(image: Image.Image) -> Image.Image:
+    """RGB, on white where the picture is transparent."""
+    if isinstance(image, Image.Image) and image.mode == "RGB":
+        return image
+    from mmgpt.data.pictures import open_picture
+
+    return open_picture(image)
+
+
+def fitted(image: Image.Image, patch: int, max_patches: int, square: int | None = None) -> Image.Image:
+    """The picture with sides that are multiples of `patch`, at most `max_patches` patches, aspect ratio kept as well as that allows."""
+    if square:
+        size = (square, square)
+    else:
+        scale = min(1.0, (max_patches * patch * patch / (image.width * image.height)) ** 0.5)
+        size = tuple(max(1, round(side * scale / patch)) * patch for side in image.size)
+        while size[0] * size[1] > max_patches * patch * patch:  # rounding up, or one very long side
+            size = (size[0] - patch, size[1]) if size[0] >= size[1] else (size[0], size[1] - patch)
+    if size == image.size:
+        return image
+    from torchvision.transforms import v2  # two seconds to import: only where a picture does not fit yet
+
+    return v2.functional.resize(image, list(size[::-1]), v2.InterpolationMode.BICUBIC, antialias=True)
+
+
+class PatchEncoder(nn.Module):
+    """Raw patches, one linear map (or a small MLP with `hidden`), factorised 2-D positions.
+
+    `square` squeezes every picture to square x square pixels; without it sizes and aspect ratios stay.
+    """
+
+    def __init__(self, width: int, patch: int = 8, max_patches: int = 1024, square: int | None = None, hidden: int = 0):
+        super().__init__()
+        self.patch, self.max_patches, self.square = patch, max_patches, square
+        values = 3 * patch * patch
+        self.map = nn.Linear(values, width) if not hidden else nn.Sequential(nn.Linear(values, hidden), nn.GELU(), nn.Linear(hidden, width))
+        self.places = Places((1, max_patches, max_patches), width)
+
+    def prepare(self, value: Image.Image, /) -> Prepared:
+        return self.cut(pixels_of(fitted(opaque(value), self.patch, self.max_patches, self.square)))
+
+    def cut(self, pixels: Float[Tensor, "3 H W"]) -> Prepared:
+        """Pixels in [-1, 1], sides multiples of the patch -> patches in reading order."""
+        values = rearrange(pixels, "c (h p) (w q) -> (h w) (p q c)", p=self.patch, q=self.patch)
+        rows, columns = pixels.shape[1] // self.patch, pixels.shape[2] // self.patch
+        place = torch.cartesian_prod(torch.zeros(1, dtype=torch.long), torch.arange(rows), torch.arange(columns))
+        return Prepared(values, place, (1, rows, columns))
+
+    def forward(self, prepared: Prepared, /) -> Float[Tensor, "N D"]:
+        return self.map(prepared.values_NF) + self.places(prepared.place_N3)

@@ -1,0 +1,55 @@
+"""str <-> ids: the text codec, a byte-level BPE tokenizer. Ordinary text never becomes a control id."""
+
+from collections.abc import Iterable
+
+import numpy as np
+from jaxtyping import Int
+
+from mmgpt.errors import CheckpointError, InputError
+
+MAX_TEXT = 100_000  # characters: a longer prompt is refused before any work is done on it
+
+
+class TextCodec:
+    """A `tokenizers` tokenizer as a codec. Control ids are not in its vocabulary, the layouts put them in by number."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+        self.num_codes: int = tokenizer.get_vocab_size()
+
+    @classmethod
+    def train(cls, texts: Iterable[str], num_codes: int) -> "TextCodec":
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        tokenizer.decoder = decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()  # all 256 bytes: nothing is ever unknown
+        tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=num_codes, initial_alphabet=alphabet, show_progress=False))
+        return cls(tokenizer)
+
+    @classmethod
+    def from_text(cls, text: str) -> "TextCodec":
+        """From the text of a tokenizer.json."""
+        from tokenizers import Tokenizer
+
+        try:
+            return cls(Tokenizer.from_str(text))
+        except Exception as error:  # the library raises bare Exception
+            raise CheckpointError(f"tokenizer.json cannot be read ({error}): copy the checkpoint again") from None
+
+    def text(self) -> str:
+        return self.tokenizer.to_str()
+
+    def encode(self, value: str) -> Int[np.ndarray, "N"]:
+        if not isinstance(value, str):
+            raise InputError(f"text of type {type(value).__name__}: pass a str")
+        if len(value) > MAX_TEXT:
+            raise InputError(f"a text of {len(value)} characters, the limit is {MAX_TEXT}: split it")
+        try:
+            return np.asarray(self.tokenizer.encode(value, add_special_tokens=False).ids, np.int64)
+        except UnicodeEncodeError:
+            raise InputError("text with a lone surrogate cannot be encoded: pass valid Unicode") from None
+
+    def decode(self, codes: Int[np.ndarray, "*grid"]) -> str:
+        return self.tokenizer.decode([int(c) for c in np.asarray(codes).reshape(-1)], skip_special_tokens=False).strip()

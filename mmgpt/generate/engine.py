@@ -1,0 +1,210 @@
+"""Requests (given parts, what to write, how) -> values. One loop for all modalities: rows of a batch may write different ones.
+
+A row reads its document once, then goes on id by id: the layout's automaton says what may come next, the port's head scores
+just those ids, one is drawn, and whatever the layout forces after it rides along into the same next step.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmgpt.errors import GuidanceError, InputError
+from mmgpt.generate.guidance import guide, unconditional_form
+from mmgpt.generate.sampling import GREEDY, Sampling, choose
+from mmgpt.layout import Automaton, Choice, Span, TextLayout
+from mmgpt.pack import Document, length, pack
+from mmgpt.types import Grid, Part, Segment, Stream, Usage, Written
+
+MAX_NEW = 128  # text ids written at most, where the caller names no limit
+BATCH = 64  # rows that step together; more requests wait for the next batch
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one row is to do. `grid` is the size to write in codes (text: at most so many ids); None takes the port's own.
+
+    `guidance` None takes 3 where there are words to leave out and the target has a fixed size (pictures), else 1.
+    """
+
+    parts: Sequence[Segment | Part]
+    to: str = "text"
+    sampling: Sampling | None = None
+    guidance: float | None = None
+    seed: int = 0
+    grid: Grid | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a row wrote: the value, its codes, every id of the segment, their log-probability, and what it took."""
+
+    value: Segment
+    codes: np.ndarray
+    ids: tuple[int, ...]
+    log_probability: float
+    usage: Usage = field(default_factory=Usage)
+
+
+@dataclass
+class Row:
+    """One document that is being continued. A guided request has two: its own and the unconditional one."""
+
+    document: Document
+    automaton: Automaton
+    pending: list[int] = field(default_factory=list)
+    base: int = 0
+    block: int = 0
+
+    def __post_init__(self):
+        self.base = sum(written.span for written in self.document)
+        self.block = sum(len(written) - int((written.whole_N[1:] & written.whole_N[:-1]).sum()) for written in self.document)
+
+
+class Task:
+    """A request at work: its rows, its random numbers, what it has written."""
+
+    def __init__(self, gpt, request: Request):
+        if request.to not in gpt.heads:
+            raise InputError(f"to={request.to!r}: this model writes {', '.join(gpt.heads)}")
+        self.request, self.port, self.head = request, gpt.ports[request.to], gpt.heads[request.to]
+        parts = [part if isinstance(part, Part) else Part(part) for part in request.parts]
+        self.script = self.port.writes.script(request.grid or self.port.grid or (1, 1, MAX_NEW))
+        is_text = isinstance(self.port.writes, TextLayout)
+        self.sampling = request.sampling or (GREEDY if is_text else Sampling())
+        self.guidance = self.scale(parts, is_text)
+        samples = [parts] if self.guidance == 1 else [parts, unconditional_form(parts)]
+        self.rows = [Row(gpt.write(sample), Automaton([self.script])) for sample in samples]
+        self.check_length(gpt.max_length)
+        self.generator = torch.Generator().manual_seed(request.seed)
+        self.ids: list[int] = []
+        self.log_probability = 0.0
+
+    def scale(self, parts: Sequence[Part], is_text: bool) -> float:
+        """The scale that applies. The default guides where it can; a scale that was asked for is applied or refused."""
+        asked = self.request.guidance
+        if asked is not None:
+            if not 0 <= asked <= 100:
+                raise GuidanceError(f"guidance={asked}: use 0 to 100 (1 is none)")
+            return float(asked)
+        return 3.0 if not is_text and any(isinstance(p.value, str) and p.value for p in parts) else 1.0
+
+    def check_length(self, limit: int) -> None:
+        longest = max(length(row.document) for row in self.rows) + len(self.script)
+        if longest > limit:
+            raise InputError(f"{longest} positions to read and write, this model holds {limit}: shorten the prompt or ask for less")
+
+    def push(self, id: int) -> None:
+        """Notes an id, and every forced id behind it."""
+        self.ids.append(id)
+        for row in self.rows:
+            row.automaton.push(id)
+            row.pending.append(id)
+
+    def push_forced(self) -> Choice | None:
+        """Pushes what the layout forces; the choice that a head has to make then, None when the segment is complete."""
+        while (choice := self.rows[0].automaton.next()) is not None and choice.forced is not None:
+            self.push(choice.forced)
+        return choice
+
+    def result(self) -> Result:
+        open_N = self.script.open_N[: len(self.ids)]
+        codes = self.port.writes.codes(np.asarray(self.ids, np.int64)[open_N], self.script.grid)
+        usage = Usage({"positions": length(self.rows[0].document)}, {self.request.to: len(self.ids)})
+        return Result(self.port.codec.decode(codes), codes, tuple(self.ids), self.log_probability, usage)
+
+
+@torch.inference_mode()
+def run(gpt, requests: Sequence[Request], progress: Callable[[int, int], None] | None = None) -> list[Result]:
+    """All requests' results, in order. `progress(done, of)` is called after each step. The model is left as it was found."""
+    was_training = gpt.training
+    gpt.eval()
+    try:
+        tasks = [Task(gpt, request) for request in requests]  # every mistake is found before anything is computed
+        results = []
+        for start in range(0, len(tasks), BATCH):
+            results += run_batch(gpt, tasks[start : start + BATCH], progress, start, len(tasks))
+        return results
+    finally:
+        gpt.train(was_training)
+
+
+def run_batch(gpt, tasks: list[Task], progress, done: int, of: int) -> list[Result]:
+    choices = [task.push_forced() for task in tasks]
+    rows = [row for task in tasks for row in task.rows]
+    cache = gpt.decoder.new_cache(len(rows), cache_length(rows, tasks))
+    h_RD = prefill(gpt, rows, cache)
+    while any(choice is not None for choice in choices):
+        for task, choice, h in zip(tasks, choices, h_RD.split([len(task.rows) for task in tasks]), strict=True):
+            if choice is not None:
+                draw(task, choice, h)
+        choices = [task.push_forced() for task in tasks]
+        if progress is not None:
+            progress(done + sum(choice is None for choice in choices), of)
+        if all(choice is None for choice in choices):
+            break
+        h_RD = step(gpt, rows, cache)
+    return [task.result() for task in tasks]
+
+
+def cache_length(rows: Sequence[Row], tasks: Sequence[Task]) -> int:
+    """Columns that suffice: the longest prompt, every sampled slot, and every forced slot of every request, as they may not align."""
+    forced = sum(int((~task.script.open_N).sum()) for task in tasks)
+    return max(length(row.document) + len(row.pending) for row in rows) + max(len(task.script) for task in tasks) + forced
+
+
+def draw(task: Task, choice: Choice, h_RD: Tensor) -> None:
+    """Scores what may come next, guides, draws one id."""
+    rows = Span(choice.spans[0].start, choice.spans[-1].stop)
+    logits_RV = task.head.logits(h_RD, rows).float()
+    logits_V = logits_RV[0] if len(logits_RV) == 1 else guide(logits_RV[0], logits_RV[1], task.guidance)
+    if len(choice.spans) > 1:  # ids between the spans may not come next
+        allowed = torch.tensor([any(rows.start + i in span for span in choice.spans) for i in range(len(rows))], device=logits_V.device)
+        logits_V = logits_V.masked_fill(~allowed, -torch.inf)
+    seen = torch.tensor([id - rows.start for id in set(task.ids) if id in rows], dtype=torch.long, device=logits_V.device)
+    index = choose(logits_V, task.sampling, task.generator, seen)
+    task.log_probability += float(logits_V.log_softmax(-1)[index])
+    task.push(rows.start + index)
+
+
+def prefill(gpt, rows: Sequence[Row], cache) -> Tensor:
+    """Reads all documents and the ids forced after them in one pass; the vector at the last position of each row."""
+    documents = [[*row.document, continued(row)] for row in rows]
+    stream = pack(documents, {}).to(gpt.device)
+    h_RTD = gpt(stream, cache)
+    last = torch.tensor([length(document) - 1 for document in documents], device=h_RTD.device)
+    return h_RTD[torch.arange(len(rows), device=h_RTD.device), last]
+
+
+def continued(row: Row) -> Written:
+    """The pending ids of a row as a written segment; they are pending no more."""
+    ids, places = np.asarray(row.pending, np.int64), places_of(row)
+    row.block += len(ids)
+    row.pending = []
+    none = np.zeros(len(ids), bool)
+    return Written(ids, none, none, places, 0)
+
+
+def places_of(row: Row) -> np.ndarray:
+    """Places of the pending ids, the last ones that the automaton has passed."""
+    stop = row.automaton.length
+    return row.automaton.script.place_N3[stop - len(row.pending) : stop]
+
+
+def step(gpt, rows: Sequence[Row], cache) -> Tensor:
+    """Reads every row's pending ids; the vector at each row's last one. Rows with fewer ids leave holes (document 0)."""
+    columns = max(1, max(len(row.pending) for row in rows))
+    ids, document, block = (torch.zeros(len(rows), columns, dtype=torch.long) for _ in range(3))
+    position = torch.zeros(len(rows), columns, 3, dtype=torch.long)
+    last = torch.zeros(len(rows), dtype=torch.long)
+    for r, row in enumerate(rows):
+        n = len(row.pending)
+        if n:
+            ids[r, :n], document[r, :n] = torch.tensor(row.pending), 1
+            position[r, :n] = torch.from_numpy(places_of(row) + row.base)
+            block[r, :n] = torch.arange(row.block, row.block + n)
+            last[r], row.block, row.pending = n - 1, row.block + n, []
+    h_RTD = gpt(Stream(ids, document, block, position).to(gpt.device), cache)
+    return h_RTD[torch.arange(len(rows), device=h_RTD.device), last.to(h_RTD.device)]

@@ -1,0 +1,67 @@
+"""(V,) logits of what may come next -> one index: greedy, temperature, top-k, top-p, min-p, repetition penalty."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mmgpt.errors import InputError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How one id is drawn. `temperature` 0 is greedy. Filters apply in this order: penalty, temperature, top_k, top_p, min_p."""
+
+    temperature: float = 1.0
+    top_k: int = 0  # 0: all
+    top_p: float = 1.0  # nucleus (Holtzman et al., 2020, arXiv:1904.09751)
+    min_p: float = 0.0  # share of the likeliest (Nguyen et al., 2024, arXiv:2407.01082)
+    repetition_penalty: float = 1.0  # Keskar et al., 2019, arXiv:1909.05858
+
+    def __post_init__(self):
+        checks = {
+            "temperature": (self.temperature, 0 <= self.temperature <= 100, "0 (greedy) to 100"),
+            "top_k": (self.top_k, self.top_k >= 0, "0 (all) or more"),
+            "top_p": (self.top_p, 0 < self.top_p <= 1, "above 0, at most 1"),
+            "min_p": (self.min_p, 0 <= self.min_p < 1, "0 to below 1"),
+            "repetition_penalty": (self.repetition_penalty, self.repetition_penalty > 0, "above 0"),
+        }
+        for name, (value, good, allowed) in checks.items():
+            if not good:
+                raise InputError(f"{name}={value}: use {allowed}")
+
+
+GREEDY = Sampling(temperature=0.0)
+
+
+def choose(logits_V: Float[Tensor, "V"], sampling: Sampling, generator: torch.Generator, seen_N: Int[Tensor, "N"]) -> int:
+    """The index of the id that comes next; `seen_N` are indices that were written before."""
+    logits_V = logits_V.float()
+    if not bool(torch.isfinite(logits_V).any()) or bool(torch.isnan(logits_V).any()):
+        raise InputError(f"{int(torch.isnan(logits_V).sum())} of {len(logits_V)} logits are NaN, or all are infinite: the weights are damaged")
+    if sampling.repetition_penalty != 1 and len(seen_N):
+        logits_V = penalised(logits_V, seen_N, sampling.repetition_penalty)
+    if sampling.temperature == 0:
+        return int(logits_V.argmax())
+    probability_V = filtered(logits_V / sampling.temperature, sampling).softmax(-1)
+    # argmax of p / exponential noise draws from p, and its noise has the same shape whatever was filtered out
+    noise_V = torch.empty(len(logits_V)).exponential_(generator=generator)
+    return int((probability_V.cpu() / noise_V).argmax())
+
+
+def penalised(logits_V: Float[Tensor, "V"], seen_N: Int[Tensor, "N"], penalty: float) -> Float[Tensor, "V"]:
+    seen = logits_V[seen_N]
+    return logits_V.index_copy(0, seen_N, torch.where(seen > 0, seen / penalty, seen * penalty))
+
+
+def filtered(logits_V: Float[Tensor, "V"], sampling: Sampling) -> Float[Tensor, "V"]:
+    """Logits with what top-k, top-p and min-p leave out at -inf. The likeliest always stays."""
+    order = logits_V.argsort(descending=True, stable=True)
+    probability_V = logits_V[order].softmax(-1)
+    keep_V = torch.ones_like(order, dtype=torch.bool)
+    if sampling.top_k:
+        keep_V[sampling.top_k :] = False
+    keep_V &= probability_V.cumsum(-1) - probability_V < sampling.top_p
+    keep_V &= probability_V >= sampling.min_p * probability_V[0]
+    return logits_V.index_fill(0, order[~keep_V], -torch.inf)

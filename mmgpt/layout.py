@@ -1,0 +1,246 @@
+"""How each modality is written in the stream: one frozen dataclass a modality, compiled into scripts.
+
+A script lists, slot by slot, which ids may stand there. Everything is read off it, so that nothing can disagree:
+    writing     fill the script's open slots with codes
+    targets     the open slots are what a head learns; forced slots are never sampled, hence never learned
+    generation  walk the script: one forced id, or a choice from a span of ids
+    parsing     find the script that the ids fit, take the ids of its open slots
+    positions, blocks and the number of slots are columns of the script
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from mmgpt.errors import InputError
+from mmgpt.types import VECTOR, Grid, Prepared, Written
+
+
+@dataclass(frozen=True, order=True)
+class Span:
+    """Neighbouring ids `start .. stop - 1`: the rows of one head's table."""
+
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __contains__(self, id: int) -> bool:
+        return self.start <= id < self.stop
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What may come next: any id of these spans. A single id is forced and needs no head."""
+
+    spans: tuple[Span, ...]
+
+    @property
+    def forced(self) -> int | None:
+        return self.spans[0].start if len(self.spans) == 1 and len(self.spans[0]) == 1 else None
+
+    def __contains__(self, id: int) -> bool:
+        return any(id in span for span in self.spans)
+
+
+@dataclass(frozen=True)
+class Script:
+    """The slots of one segment.
+
+    example: a picture of 1 x 2 codes, codes are ids 90 .. 99, begin 7, end 8
+    first_N  7 90 90 8     an id at slot n is in first_N[n] .. last_N[n];
+    last_N   7 99 99 8     first = last: forced; VECTOR: an encoder's vector stands here
+    """
+
+    first_N: np.ndarray
+    last_N: np.ndarray
+    place_N3: np.ndarray
+    whole_N: np.ndarray
+    span: int
+    grid: Grid
+    stop: int | None = None  # this id, where it may be chosen, ends the segment early (text)
+
+    def __len__(self) -> int:
+        return len(self.first_N)
+
+    @property
+    def open_N(self) -> np.ndarray:
+        return self.first_N < self.last_N
+
+    def write(self, ids: Sequence[int] | np.ndarray = (), learn: bool = False, encoder: str = "", prepared: Prepared | None = None) -> Written:
+        filled = self.first_N.copy()
+        ids = np.asarray(ids, dtype=np.int64).reshape(-1)
+        if len(ids) != self.open_N.sum():
+            raise InputError(f"{len(ids)} codes for a layout of {int(self.open_N.sum())} open slots (grid {self.grid}): pass one code a slot")
+        if ((ids < self.first_N[self.open_N]) | (ids > self.last_N[self.open_N])).any():
+            raise InputError(f"ids {ids.min()}..{ids.max()} leave the layout's range {self.first_N[self.open_N][0]}..{self.last_N[self.open_N][0]}")
+        filled[self.open_N] = ids
+        return Written(filled, self.open_N, self.whole_N, self.place_N3, self.span, learn, encoder, prepared)
+
+
+def script(steps: Iterable[int | Span], places: np.ndarray, grid: Grid, whole: bool = False, stop: int | None = None) -> Script:
+    steps = list(steps)
+    first = np.array([s.start if isinstance(s, Span) else s for s in steps], dtype=np.int64)
+    last = np.array([s.stop - 1 if isinstance(s, Span) else s for s in steps], dtype=np.int64)
+    return Script(first, last, places, (first == VECTOR) & whole, int(places.max()) + 1, grid, stop)
+
+
+def line(n: int) -> np.ndarray:
+    """Places of n slots in reading order, the same on all three axes: 1-D positions."""
+    return np.repeat(np.arange(n)[:, None], 3, axis=1)
+
+
+def framed(grid: Grid, before: int, row_ends: bool, after: int) -> np.ndarray:
+    """Places of a segment: `before` slots in a line, a grid of (time, row, column), `after` slots behind its far corner.
+
+    example: begin, 2 rows of 2, end    begin 000 | 111 112 121 122 | end 333
+    """
+    frames, rows, columns = grid
+    inner = np.stack(np.meshgrid(np.arange(frames), np.arange(rows), np.arange(columns + row_ends), indexing="ij"), -1).reshape(-1, 3) + before
+    far = before + max(frames, rows, columns + row_ends)
+    return np.concatenate([line(before), inner, line(after) + far]).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class TextLayout:
+    """text: one slot an id, then `end` (None: nothing marks the end, the caller stops). Causal."""
+
+    ids: Span  # the tokenizer's ids and, last, `end`
+    end: int | None
+
+    @lru_cache(maxsize=4096)  # noqa: B019 - a handful of frozen layouts live as long as the program
+    def script(self, grid: Grid) -> Script:
+        length = grid[2]
+        steps = [*[self.ids] * length, *([] if self.end is None else [self.end])]
+        return script(steps, line(len(steps)) if steps else np.zeros((1, 3), np.int64)[:0], grid, stop=self.end)
+
+    def write(self, codes: np.ndarray, learn: bool = False) -> Written:
+        written = self.script((1, 1, len(codes))).write(codes, learn)
+        if self.end is not None:  # where a head wrote text it also chose to end it
+            written.choice_N[-1] = True
+        return written
+
+    def codes(self, ids: np.ndarray, grid: Grid) -> np.ndarray:
+        return ids[ids != self.end]
+
+
+@dataclass(frozen=True)
+class CodesLayout:
+    """A grid of a codec's codes: begin, size, start, rows, end. Causal in code order. All but `codes` may be absent.
+
+    Emu3:     begin "H*W" start  H x (W codes, row_end)  end_codes end
+    Emu3.5:   begin "H*W" start  H x (W codes, row_end); the last row_end is `end` itself (end_is_row_end)
+    Janus:    begin  576 codes
+    Chameleon begin  1024 codes  end; `table` maps code -> id
+    """
+
+    begin: int
+    ids: Span
+    end: int | None = None
+    row_end: int | None = None
+    end_codes: int | None = None
+    start: int | None = None
+    digits: tuple[int, ...] | None = None  # ids of "0" .. "9" and "*": the size is written as text
+    end_is_row_end: bool = False
+    table: tuple[int, ...] | None = None
+    sizes: tuple[Grid, ...] = ()  # what may be generated; () = whatever the caller asks for
+
+    def header(self, grid: Grid) -> list[int]:
+        if self.digits is None:
+            return []
+        return [self.digits[10] if c == "*" else self.digits[int(c)] for c in f"{grid[1]}*{grid[2]}"]
+
+    @lru_cache(maxsize=256)  # noqa: B019
+    def script(self, grid: Grid) -> Script:
+        frames, rows, columns = grid
+        if min(grid) < 1 or (self.sizes and grid not in self.sizes):
+            raise InputError(f"{rows}x{columns} codes cannot be written by this layout: it writes {self.sizes or 'grids of at least 1x1'}")
+        before = [self.begin, *self.header(grid), *([] if self.start is None else [self.start])]
+        row = [self.ids] * columns + ([] if self.row_end is None else [self.row_end])
+        body = row * (rows * frames)
+        after = [id for id in (self.end_codes, self.end) if id is not None]
+        if self.end_is_row_end:
+            body[-1], after = after[-1], []
+        places = framed(grid, len(before), self.row_end is not None, len(after))
+        return script([*before, *body, *after], places, grid)
+
+    def write(self, codes: np.ndarray, learn: bool = False) -> Written:
+        codes = np.asarray(codes)
+        grid = (1,) * (3 - codes.ndim) + codes.shape
+        ids = codes.reshape(-1) + self.ids.start if self.table is None else np.asarray(self.table)[codes.reshape(-1)]
+        return self.script(grid).write(ids, learn)
+
+    def codes(self, ids: np.ndarray, grid: Grid) -> np.ndarray:
+        """Ids of the open slots -> codes (frames, rows, columns)."""
+        if self.table is None:
+            return (ids - self.ids.start).reshape(grid)
+        order = np.argsort(self.table)
+        return order[np.searchsorted(np.asarray(self.table), ids, sorter=order)].reshape(grid)
+
+
+@dataclass(frozen=True)
+class VectorsLayout:
+    """A segment that is only read: begin, N vectors of an encoder, end. With `whole` the vectors read each other."""
+
+    begin: int
+    end: int
+    whole: bool = True
+
+    @lru_cache(maxsize=256)  # noqa: B019
+    def script(self, grid: Grid) -> Script:
+        if min(grid) < 1:
+            raise InputError(f"a segment of {grid} vectors: nothing to read; pass at least one vector")
+        count = grid[0] * grid[1] * grid[2]
+        return script([self.begin, *[VECTOR] * count, self.end], framed(grid, 1, False, 1), grid, self.whole)
+
+    def write(self, prepared: Prepared, encoder: str) -> Written:
+        return self.script(prepared.grid).write(encoder=encoder, prepared=prepared)
+
+
+class Automaton:
+    """What may come next while one segment is generated, id by id: the scripts that still fit what was written.
+
+    One script when the size is fixed by the caller; several when the model chooses the size (it writes the header).
+    """
+
+    def __init__(self, scripts: Sequence[Script]):
+        if not scripts:
+            raise InputError("0 scripts to generate from: pass at least one size")
+        self.scripts, self.length, self.stopped = list(scripts), 0, False
+
+    def next(self) -> Choice | None:
+        """The choice for the next slot; None when the segment is complete."""
+        if self.stopped or self.length == len(self.scripts[0]):
+            return None
+        spans = {Span(int(s.first_N[self.length]), int(s.last_N[self.length]) + 1) for s in self.scripts}
+        return Choice(tuple(sorted(spans)))
+
+    def push(self, id: int) -> None:
+        choice = self.next()
+        if choice is None or id not in choice:
+            raise InputError(f"id {id} at slot {self.length}: the layout allows {choice}")
+        self.scripts = [s for s in self.scripts if s.first_N[self.length] <= id <= s.last_N[self.length]]
+        self.stopped = choice.forced is None and id == self.scripts[0].stop
+        self.length += 1
+
+    @property
+    def place(self) -> np.ndarray:
+        """(time, row, column) of the next slot, relative to the segment's beginning. Scripts that still fit agree on it."""
+        return self.scripts[0].place_N3[self.length]
+
+    @property
+    def script(self) -> Script:
+        return self.scripts[0]
+
+
+def parse(ids: Sequence[int], scripts: Sequence[Script]) -> tuple[np.ndarray, Script]:
+    """(ids of the open slots, the script they fit) of one complete segment; InputError where no script fits."""
+    walk = Automaton(scripts)
+    for id in ids:
+        walk.push(int(id))
+    if walk.next() is not None:
+        raise InputError(f"{len(ids)} ids are not a complete segment: the layout goes on with {walk.next()}")
+    return np.asarray(ids, np.int64)[walk.script.open_N[: len(ids)]], walk.script

@@ -1,0 +1,118 @@
+"""Settings -> a whole model in our own format: text and pictures, read and written by one decoder; and its checkpoint folder.
+
+ids     text ids, END | BEGIN, picture begin, picture end | picture codes
+text    ids END
+picture, read      begin  patches  end     (the patches read each other)
+picture, written   begin  codes    end     (causal, in reading order)
+"""
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mmgpt.checkpoint import read_folder, write_folder
+from mmgpt.decoders.image_codec import ImageCodec, ImageCodecConfig, PictureCodec
+from mmgpt.decoders.transformer import DecoderConfig
+from mmgpt.encoders.image import PatchEncoder
+from mmgpt.encoders.text import TextCodec
+from mmgpt.errors import CheckpointError
+from mmgpt.layout import CodesLayout, Span, TextLayout, VectorsLayout
+from mmgpt.model import GPT, Port
+
+
+@dataclass(frozen=True)
+class NativeConfig:
+    """All that shapes a model. `picture` is the side in pixels of what is drawn, and to which pictures are resized to be read."""
+
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    codec: ImageCodecConfig = field(default_factory=ImageCodecConfig)
+    num_text: int = 2048
+    picture: int = 64
+    patch: int = 8
+    patch_hidden: int = 0
+    max_length: int = 1024
+
+
+class Ids:
+    """Hands out neighbouring ids."""
+
+    def __init__(self):
+        self.used = 0
+
+    def take(self, count: int = 1) -> Span:
+        self.used += count
+        return Span(self.used - count, self.used)
+
+
+def build(config: NativeConfig, text: TextCodec, codec: ImageCodec) -> GPT:
+    ids = Ids()
+    words = ids.take(config.num_text + 1)  # END is the last of them: a head that writes text also ends it
+    begin, open_picture, close_picture = (ids.take().start for _ in range(3))
+    codes = ids.take(config.codec.num_codes)
+    rows, columns = (config.picture // stride for stride in config.codec.stride)
+    encoder = PatchEncoder(config.decoder.width, config.patch, square=config.picture, hidden=config.patch_hidden)
+    ports = {
+        "text": Port(str, codec=text, writes=TextLayout(words, words.stop - 1)),
+        "image": Port(
+            kind_of_pictures(),
+            encoder,
+            VectorsLayout(open_picture, close_picture),
+            PictureCodec(codec, config.picture),
+            CodesLayout(open_picture, codes, close_picture),
+            (1, rows, columns),
+        ),
+    }
+    model = GPT(config.decoder, ports, ids.used, begin, config.max_length)
+    model.config = config
+    return model
+
+
+def kind_of_pictures() -> type:
+    from PIL.Image import Image
+
+    return Image
+
+
+def save(model: GPT, folder: str | Path, weights: dict[str, Tensor] | None = None, card: str = "", dtype: torch.dtype | None = None) -> Path:
+    """The model as a checkpoint folder: weights (in `dtype` where given), codec, tokenizer, settings, model card."""
+    kept = {**model.state_dict(), **(weights or {})}
+    kept = {name: t.to(dtype) if dtype and t.is_floating_point() else t for name, t in kept.items()}
+    tensors = {"model.safetensors": kept}
+    texts = {"config.json": json.dumps({"kind": "native", **asdict(model.config)}, indent=1), "tokenizer.json": model.ports["text"].codec.text()}
+    return write_folder(folder, tensors, texts | ({"README.md": card} if card else {}))
+
+
+def load(folder: str | Path, device: torch.device | str = "cpu") -> GPT:
+    """A model from its folder. Nothing is used before its hash, its names and its shapes were found right."""
+    tensors, texts = read_folder(folder)
+    for name in ("config.json", "tokenizer.json"):
+        if name not in texts:
+            raise CheckpointError(f"{folder} has no {name}: it is no model; pass the folder of a finished model")
+    config = config_from(json.loads(texts["config.json"]), folder)
+    model = build(config, TextCodec.from_text(texts["tokenizer.json"]), ImageCodec(config.codec))
+    wanted, found = model.state_dict(), tensors.get("model.safetensors", {})
+    for name in wanted.keys() ^ found.keys():
+        raise CheckpointError(f"{folder}: tensor {name} is {'missing' if name in wanted else 'not of this model'}: copy the checkpoint again")
+    for name, tensor in wanted.items():
+        if tensor.shape != found[name].shape:
+            raise CheckpointError(f"{folder}: {name} has shape {tuple(found[name].shape)}, its config asks for {tuple(tensor.shape)}")
+    model.load_state_dict(found)
+    return model.to(device).eval()
+
+
+def config_from(values: dict, folder: str | Path) -> NativeConfig:
+    values = dict(values)
+    kind = values.pop("kind", None)
+    if kind != "native":
+        raise CheckpointError(f"{folder} is a checkpoint of kind {kind!r}: known is 'native'")
+    known = {f.name for f in fields(NativeConfig)}
+    if set(values) != known:
+        raise CheckpointError(f"{folder}: config.json has {sorted(set(values) ^ known)} too many or too few: it is of another version of mmgpt")
+    try:
+        codec = {k: tuple(v) if isinstance(v, list) else v for k, v in values.pop("codec").items()}
+        return NativeConfig(decoder=DecoderConfig(**values.pop("decoder")), codec=ImageCodecConfig(**codec), **values)
+    except TypeError as error:
+        raise CheckpointError(f"{folder}: config.json does not fit ({error}): it is of another version of mmgpt") from None

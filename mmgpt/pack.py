@@ -1,0 +1,86 @@
+"""Written segments, document by document -> one (B, T) stream; nothing is padded but the tail of each row."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from mmgpt.errors import InputError
+from mmgpt.layout import Span
+from mmgpt.types import VECTOR, Input, Stream, Target, Written, join
+
+Document = Sequence[Written]
+
+
+def length(document: Document) -> int:
+    return sum(len(written) for written in document)
+
+
+def assign(lengths: Sequence[int], row_length: int) -> list[list[int]]:
+    """First fit, longest first: the documents of each row. With rows of 3 to 90 times the mean length 97% and more fill up."""
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if lengths[index] > row_length:
+            raise InputError(f"a document of {lengths[index]} positions in rows of {row_length}: use longer rows or a shorter document")
+        row = next((r for r, free in enumerate(room) if free >= lengths[index]), None)
+        if row is None:
+            rows.append([])
+            room.append(row_length)
+            row = len(rows) - 1
+        rows[row].append(index)
+        room[row] -= lengths[index]
+    return rows
+
+
+def pack(documents: Sequence[Document], heads: dict[str, Span], row_length: int | None = None) -> Stream:
+    """All documents as one stream. Without `row_length` every document has a row of its own.
+
+    A target is written at the position *before* its id, the one that predicts it, for every id that was chosen in a
+    segment to be learned; it goes to the head whose span holds it.
+    """
+    lengths = [length(d) for d in documents]
+    if not documents or min(lengths) == 0:
+        raise InputError(f"{len(documents)} documents, the shortest of {min(lengths, default=0)} positions: pass at least one segment each")
+    rows = [[i] for i in range(len(documents))] if row_length is None else assign(lengths, row_length)
+    shape = (len(rows), row_length or max(lengths))
+    ids, document_no, block = (np.zeros(shape, np.int64) for _ in range(3))
+    position, learn = np.zeros((*shape, 3), np.int64), np.zeros(shape, bool)
+    slots: dict[str, list[np.ndarray]] = {}
+    prepared: dict[str, list] = {}
+    for row, members in enumerate(rows):
+        column = 0
+        for number, index in enumerate(members, 1):
+            start, base, blocks = column, 0, 0
+            for written in documents[index]:
+                here = slice(column, column + len(written))
+                ids[row, here], document_no[row, here], learn[row, here] = written.ids_N, number, written.choice_N & written.learn
+                position[row, here] = written.place_N3 + base
+                block[row, here] = blocks_of(written, blocks)
+                if written.prepared is not None:
+                    at = row * shape[1] + column + np.flatnonzero(written.ids_N == VECTOR)
+                    slots.setdefault(written.encoder, []).append(at)
+                    prepared.setdefault(written.encoder, []).append(written.prepared)
+                base, column = base + written.span, here.stop
+                blocks = int(block[row, column - 1]) + 1 if len(written) else blocks
+            learn[row, start] = False  # nothing stands before a document's first id that could predict it
+    inputs = tuple(Input(name, join(prepared[name]), torch.from_numpy(np.concatenate(slots[name]))) for name in slots)
+    stream = (torch.from_numpy(x) for x in (ids, document_no, block, position))
+    return Stream(*stream, inputs, targets(ids, learn, heads))
+
+
+def blocks_of(written: Written, first: int) -> np.ndarray:
+    """Block numbers: every slot opens a block of its own, but the slots that are read as a whole share one."""
+    opens = np.ones(len(written), np.int64)
+    opens[1:][written.whole_N[1:] & written.whole_N[:-1]] = 0
+    return first + opens.cumsum() - 1
+
+
+def targets(ids_BT: np.ndarray, learn_BT: np.ndarray, heads: dict[str, Span]) -> tuple[Target, ...]:
+    flat, at = ids_BT.reshape(-1), np.flatnonzero(learn_BT.reshape(-1))
+    found = []
+    for name, span in heads.items():
+        mine = at[(flat[at] >= span.start) & (flat[at] < span.stop)]
+        if len(mine):
+            found.append(Target(name, torch.from_numpy(mine - 1), torch.from_numpy(flat[mine])))
+    return tuple(found)

@@ -1,0 +1,138 @@
+"""Pictures with words -> documents of both directions -> packed batches and losses: the task that the loop runs."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from mmgpt.encoders.image import PatchEncoder
+from mmgpt.errors import TrainingError
+from mmgpt.generate.guidance import without_condition
+from mmgpt.model import GPT
+from mmgpt.native import save
+from mmgpt.pack import Document, pack
+from mmgpt.types import Part, Stream
+
+
+@dataclass(frozen=True)
+class Item:
+    """One picture and its words. `draws` are prompts that ask for it, `captions` (question, answer) pairs; one of each is drawn a time."""
+
+    draws: tuple[str, ...]
+    captions: tuple[tuple[str, str], ...]
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Mix:
+    """What a batch holds: documents of each direction, the share of drawings without their words (for guidance), loss weights."""
+
+    captions: int = 24
+    draws: int = 24
+    drop: float = 0.1
+    text_weight: float = 1.0
+    image_weight: float = 1.0
+    row_length: int = 0  # 0: a row for each document
+    augment: bool = True
+
+
+class GPTTask:
+    """Batches are a function of (seed, step): which items, which words, which distortions.
+
+    `codes` are the codec's codes of each picture, computed once: pictures to draw are not distorted.
+    """
+
+    def __init__(self, model: GPT, pictures: UInt8[Tensor, "N 3 H W"], items: Sequence[Item], mix: Mix, seed: int = 0, card: str = "", backend: str = "sdpa"):
+        if len(pictures) != len(items) or not items:
+            raise TrainingError(f"{len(pictures)} pictures and {len(items)} descriptions: pass one description for each of at least one picture")
+        self.model, self.pictures, self.items, self.mix, self.seed, self.card, self.backend = model, pictures, items, mix, seed, card, backend
+        self.weight_N = torch.tensor([item.weight for item in items], dtype=torch.double)
+        self.codes = all_codes(model, pictures) if mix.draws else None
+        self.distort = distortion() if mix.augment else None
+
+    def batch(self, step: int) -> Stream:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        count = self.mix.captions + self.mix.draws
+        index = torch.multinomial(self.weight_N, count, replacement=count > len(self.items), generator=generator).tolist()
+        chance = torch.rand(count, 2, generator=generator).tolist()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
+            documents = [self.caption(i, c) for i, c in zip(index[: self.mix.captions], chance, strict=False)]
+        documents += [self.draw(i, c) for i, c in zip(index[self.mix.captions :], chance[self.mix.captions :], strict=True)]
+        return pack(documents, self.model.spans, self.mix.row_length or None).to(self.model.device)
+
+    def caption(self, index: int, chance: list[float]) -> Document:
+        question, answer = pick(self.items[index].captions, chance[0])
+        pixels = self.pictures[index]
+        if self.distort is not None:
+            pixels = self.distort(pixels)
+        encoder: PatchEncoder = self.model.encoders["image"]
+        port = self.model.ports["image"]
+        read = port.reads.write(encoder.cut(pixels.float() / 127.5 - 1), "image")
+        begin, *words = self.model.write([Part(question), Part(answer, learn=True)])
+        return [begin, read, *words]
+
+    def draw(self, index: int, chance: list[float]) -> Document:
+        sample = [Part(pick(self.items[index].draws, chance[0]))]
+        if chance[1] < self.mix.drop:
+            sample = without_condition(sample)
+        begin, words = self.model.write(sample)
+        return [begin, words, self.model.ports["image"].writes.write(self.codes[index], learn=True)]
+
+    def losses(self, batch: Stream) -> tuple[Float[Tensor, ""], dict[str, float]]:
+        by_head = {name: loss_N.mean() for name, loss_N in self.model.losses(batch, self.backend).items()}
+        weights = {"text": self.mix.text_weight, "image": self.mix.image_weight}
+        total = sum(weights.get(name, 1.0) * loss for name, loss in by_head.items())
+        return total, {name: float(loss.detach()) for name, loss in by_head.items()}
+
+    def size(self, batch: Stream) -> int:
+        return int((batch.document_BT > 0).sum())
+
+    def sample(self, folder: Path, step: int) -> None:
+        """A strip of drawings and a file of captions, of the same items each time."""
+        from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
+        from torchvision.utils import make_grid, save_image
+
+        chosen = torch.randperm(len(self.items), generator=torch.Generator().manual_seed(0))[:16].tolist()
+        lines = []
+        if self.mix.captions:
+            found = self.model.caption([to_pil_image(self.pictures[i]) for i in chosen], self.items[chosen[0]].captions[0][0])
+            lines += [f"{self.items[i].captions[0][1]!r} was read as {words!r}" for i, words in zip(chosen, found, strict=True)]
+        if self.mix.draws:
+            drawn = self.model.draw([self.items[i].draws[0] for i in chosen], guidance=3.0)
+            save_image(make_grid(torch.stack([pil_to_tensor(p) for p in drawn]).float() / 255, nrow=8), folder / f"{step:07d}.png")
+            lines += [f"drawn: {self.items[i].draws[0]}" for i in chosen]
+        (folder / f"{step:07d}.txt").write_text("\n".join(lines) + "\n")
+
+    def export(self, folder: Path, weights: dict[str, Tensor]) -> None:
+        save(self.model, folder, weights, self.card, torch.float16)
+
+
+def pick(options: Sequence, chance: float):
+    return options[min(int(chance * len(options)), len(options) - 1)]
+
+
+@torch.no_grad()
+def all_codes(model: GPT, pictures: UInt8[Tensor, "N 3 H W"]) -> Int[np.ndarray, "N h w"]:
+    from rich.progress import track
+
+    codec = model.codecs["image"].codec
+    batches = track(pictures.split(64), "coding pictures", transient=True)
+    return np.concatenate([codec.encode(batch.to(model.device).float() / 127.5 - 1).cpu().numpy() for batch in batches])
+
+
+def distortion() -> Callable[[Tensor], Tensor]:
+    """What a picture may look like without showing anything else: moved, turned, scaled, other light. No mirroring: arrows point."""
+    from torchvision.transforms import v2
+
+    return v2.Compose(
+        [
+            v2.RandomAffine(degrees=12, translate=(0.08, 0.08), scale=(0.8, 1.15), shear=6, fill=255, interpolation=v2.InterpolationMode.BILINEAR),
+            v2.ColorJitter(brightness=0.25, contrast=0.25, saturation=0.4, hue=0.03),
+            v2.RandomApply([v2.GaussianBlur(3, (0.3, 1.0))], p=0.25),
+        ]
+    )

@@ -1,0 +1,215 @@
+"""A task (a model, its batches, its losses) + settings -> a trained model in a folder. The whole loop is in this file.
+
+Everything that decides the next update is either in the checkpoint (weights, optimizer, EMA, step) or a function of
+(seed, step): so a run that was stopped goes on exactly as if it had not been.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from mmgpt.checkpoint import read_folder, write_folder
+from mmgpt.errors import CheckpointError, TrainingError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train. `minutes` ends a run by the clock instead of by `steps`: the learning rate then decays by the clock too."""
+
+    steps: int = 1000
+    minutes: float = 0.0
+    learning_rate: float = 1e-3
+    warmup: int = 100
+    decay: float = 1.0  # share of the run, at its end, over which the rate falls (cosine) to a fiftieth
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.98)
+    clip: float = 1.0
+    ema: float = 0.999
+    seed: int = 0
+    save_every: int = 500
+    sample_every: int = 0
+    log_every: int = 20
+    compile: bool = False
+
+    def __post_init__(self):
+        if self.steps < 1 or self.learning_rate <= 0 or not 0 <= self.ema < 1 or not 0 < self.decay <= 1 or self.minutes < 0:
+            raise TrainingError(
+                f"steps={self.steps}, learning_rate={self.learning_rate}, ema={self.ema}, decay={self.decay}, minutes={self.minutes}: "
+                "use at least 1 step, a positive rate, ema from 0 to below 1, decay above 0 and at most 1, minutes of 0 or more"
+            )
+
+
+class Task(Protocol):
+    """What is trained: `batch(step)` is a pure function of the step and the task's seed."""
+
+    model: nn.Module
+
+    def batch(self, step: int) -> Any: ...
+    def losses(self, batch: Any) -> tuple[Tensor, dict[str, float]]: ...  # what is minimised; figures to show
+    def size(self, batch: Any) -> int: ...  # positions (or pictures) in a batch, for the rate
+    def sample(self, folder: Path, step: int) -> None: ...  # shows what the model can do so far
+    def export(self, folder: Path, weights: dict[str, Tensor]) -> None: ...  # the finished checkpoint
+
+
+class Trainer:
+    """The state of a run: `step` counts finished updates, `progress` runs from 0 to 1."""
+
+    def __init__(self, task: Task, settings: Settings):
+        self.task, self.settings, self.step, self.spent = task, settings, 0, 0.0
+        self.parameters = {name: p for name, p in task.model.named_parameters() if p.requires_grad}
+        matrices = [p for p in self.parameters.values() if p.ndim >= 2]
+        vectors = [p for p in self.parameters.values() if p.ndim < 2]
+        groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, fused=True)
+        self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self.losses = torch.compile(task.losses) if settings.compile else task.losses
+
+    @property
+    def progress(self) -> float:
+        s = self.settings
+        return min(1.0, self.spent / (60 * s.minutes) if s.minutes else self.step / s.steps)
+
+    def rate(self) -> float:
+        """Linear warm-up, constant, then cosine to a fiftieth over the last `decay` of the run."""
+        s = self.settings
+        falling = max(0.0, self.progress - (1 - s.decay)) / s.decay
+        return s.learning_rate * min(1.0, (self.step + 1) / max(1, s.warmup)) * (0.51 + 0.49 * math.cos(math.pi * falling))
+
+    def update(self) -> dict[str, float]:
+        """One step: batch, losses, gradients, clipped update, average."""
+        begin = time.perf_counter()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate()
+        batch = self.task.batch(self.step)
+        device = next(iter(self.parameters.values())).device
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            loss, figures = self.losses(batch)
+        if not torch.isfinite(loss):
+            raise TrainingError(f"the loss at step {self.step} is {loss.item()} ({figures}): lower learning_rate or look at this batch")
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip)
+        if not torch.isfinite(norm):
+            raise TrainingError(f"the gradient at step {self.step} is {norm.item()} ({figures}): lower learning_rate or look at this batch")
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        weight = min(self.settings.ema, self.step / (self.step + 10))
+        torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in self.parameters.values()], 1 - weight)
+        seconds = time.perf_counter() - begin
+        self.spent += seconds
+        return {**figures, "loss": float(loss.detach()), "norm": float(norm), "rate": self.rate(), "per_second": self.task.size(batch) / seconds}
+
+    def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, str]]:
+        moments = {}
+        for name, p in self.parameters.items():
+            for key, value in self.optimizer.state.get(p, {}).items():
+                moments[f"{name}:{key}"] = value
+        weights = {name: p.detach() for name, p in self.parameters.items()}
+        about = {"step": self.step, "spent": self.spent, "settings": asdict(self.settings)}
+        return {"weights.safetensors": weights, "average.safetensors": self.average, "optimizer.safetensors": moments}, {"run.json": json.dumps(about)}
+
+    def save(self, folder: Path) -> None:
+        write_folder(folder / "last", *self.state())
+
+    def resume(self, folder: Path) -> None:
+        """Goes on from `folder/last`. Shapes must be those of this task's model."""
+        tensors, texts = read_folder(folder / "last")
+        about = json.loads(texts["run.json"])
+        if set(tensors["weights.safetensors"]) != set(self.parameters):
+            raise CheckpointError(f"{folder / 'last'} holds another model: start in a new folder, or use the recipe it was trained with")
+        self.step, self.spent = about["step"], about["spent"]
+        load_into(self.parameters, tensors["weights.safetensors"])
+        load_into(self.average, tensors["average.safetensors"])
+        for name, p in self.parameters.items():
+            keys = [k for k in tensors["optimizer.safetensors"] if k.rpartition(":")[0] == name]
+            self.optimizer.state[p] = {k.rpartition(":")[2]: tensors["optimizer.safetensors"][k].to(p.device) for k in keys}
+            self.optimizer.state[p]["step"] = self.optimizer.state[p]["step"].to(torch.float32)
+
+
+def load_into(tensors: dict[str, Tensor], values: dict[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if tensor.shape != values[name].shape:
+            raise CheckpointError(f"{name} has shape {tuple(values[name].shape)} in the checkpoint, {tuple(tensor.shape)} here: use the same recipe")
+        with torch.no_grad():
+            tensor.copy_(values[name])
+
+
+def train(task: Task, settings: Settings, folder: str | Path, resume: bool = False, show: Callable | None = None) -> Trainer:
+    """Runs the loop to its end: writes `folder/last` to go on from, `folder/log.jsonl`, samples, and `folder/final` to use.
+
+    Ctrl-C saves before it leaves.
+    """
+    folder = Path(folder)
+    if (folder / "last").exists() and not resume:
+        raise TrainingError(f"{folder / 'last'} exists: pass resume=true to go on with that run, or another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(settings.seed)
+    trainer = Trainer(task, settings)
+    if resume and (folder / "last").exists():
+        trainer.resume(folder)
+    saved = trainer.step
+    try:
+        with open(folder / "log.jsonl", "a") as log:
+            for figures in updates(trainer):
+                if trainer.step % settings.log_every == 0 or trainer.progress >= 1:
+                    log.write(json.dumps({"step": trainer.step, "minutes": round(trainer.spent / 60, 3), **figures}) + "\n")
+                    log.flush()
+                if show is not None:
+                    show(trainer, figures)
+                if settings.save_every and trainer.step % settings.save_every == 0:
+                    trainer.save(folder)
+                    saved = trainer.step
+                if settings.sample_every and trainer.step % settings.sample_every == 0:
+                    sampled(trainer, folder)
+    finally:
+        if trainer.step > saved:
+            trainer.save(folder)
+    task.export(folder / "final", trainer.average)
+    return trainer
+
+
+def updates(trainer: Trainer) -> Iterator[dict[str, float]]:
+    while trainer.progress < 1:
+        yield trainer.update()
+
+
+def sampled(trainer: Trainer, folder: Path) -> None:
+    """Samples of the averaged weights; the run's own weights and random numbers are as before afterwards."""
+    held = {name: p.detach().clone() for name, p in trainer.parameters.items()}
+    load_into(trainer.parameters, trainer.average)
+    trainer.task.model.eval()
+    try:
+        (folder / "samples").mkdir(exist_ok=True)
+        trainer.task.sample(folder / "samples", trainer.step)
+    finally:
+        load_into(trainer.parameters, held)
+        trainer.task.model.train()
+
+
+def override(settings: Any, changes: dict[str, str]) -> Any:
+    """A frozen dataclass with fields replaced by `key=value` words; an unknown key lists the known ones."""
+    known = {name: type(value) for name, value in vars(settings).items()}
+    values = {}
+    for key, word in changes.items():
+        if key not in known:
+            raise TrainingError(f"unknown setting {key!r}: known are {', '.join(known)}")
+        values[key] = parsed(word, known[key], key)
+    return replace(settings, **values)
+
+
+def parsed(word: str, kind: type, key: str) -> Any:
+    try:
+        if kind is bool:
+            return {"true": True, "false": False, "1": True, "0": False}[word.lower()]
+        if kind is tuple:
+            return tuple(json.loads(f"[{word.strip('()[]')}]"))
+        return kind(word)
+    except (ValueError, KeyError):
+        raise TrainingError(f"{key}={word}: expected {kind.__name__}") from None

@@ -1,0 +1,129 @@
+"""Recipes: Python functions that build a task and its settings from `key=value` words. `RECIPES` lists them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from io import BytesIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmgpt.decoders.transformer import decoder_preset
+from mmgpt.errors import TrainingError
+from mmgpt.train.loop import Settings, Task, override
+
+
+@dataclass(frozen=True)
+class Job:
+    """A recipe, made concrete: what is trained, how, and where it is written."""
+
+    task: Task
+    settings: Settings
+    out: str
+    resume: bool = False
+
+
+@dataclass(frozen=True)
+class CodecOptions:
+    """`mmgpt train emoji-codec`: pixels <-> codes, on all train-split pictures."""
+
+    data: str = "../shared/data/emoji.parquet"
+    out: str = "runs/emoji-codec"
+    resume: bool = False
+    stride: tuple = (8, 4)
+    levels: tuple = (8, 8, 8, 8)
+    width: int = 64
+    blocks: int = 2
+    batch_size: int = 32
+
+
+def emoji_codec(words: dict[str, str]) -> Job:
+    from mmgpt.data.emoji import load_emoji, training_rows
+    from mmgpt.decoders.image_codec import ImageCodec, ImageCodecConfig
+    from mmgpt.train.codec import CodecTask
+
+    options, settings = split(CodecOptions(), Settings(minutes=20, learning_rate=2e-3, weight_decay=1e-4, betas=(0.9, 0.99), decay=0.9), words)
+    torch.manual_seed(settings.seed)
+    codec = ImageCodec(ImageCodecConfig(options.stride, options.levels, options.width, options.blocks))
+    pictures = pixels(training_rows(load_emoji(options.data)))
+    task = CodecTask(codec.to(memory_format=torch.channels_last), pictures, options.batch_size, settings.seed)
+    return Job(task, settings, options.out, options.resume)
+
+
+@dataclass(frozen=True)
+class EmojiOptions:
+    """`mmgpt train emoji`: captions and drawings through one model. `leave_out` an artist to test captions on; `init` weights to start from."""
+
+    data: str = "../shared/data/emoji.parquet"
+    out: str = "runs/emoji"
+    codec: str = "runs/emoji-codec/final"
+    init: str = ""
+    resume: bool = False
+    leave_out: str = ""
+    depth: int = 6
+    width: int = 256
+    captions: int = 24
+    draws: int = 24
+    drop: float = 0.1
+    text_weight: float = 1.0
+    image_weight: float = 1.0
+    row_length: int = 0
+    skin_weight: float = 0.35
+    device: str = "cpu"
+    backend: str = "sdpa"
+
+
+def emoji(words: dict[str, str]) -> Job:
+    from mmgpt.data.emoji import load_emoji, training_rows
+    from mmgpt.encoders.text import TextCodec
+    from mmgpt.native import NativeConfig, build, load
+    from mmgpt.train.codec import load_codec
+    from mmgpt.train.gpt import GPTTask, Mix
+
+    options, settings = split(EmojiOptions(), Settings(minutes=90, learning_rate=1.5e-3, warmup=200, decay=0.4, ema=0.998), words)
+    rows = load_emoji(options.data)
+    chosen = training_rows(rows, options.leave_out or None)
+    items = [emoji_item(row, options.skin_weight) for row in chosen]
+    torch.manual_seed(settings.seed)
+    if options.init:
+        model = load(options.init)
+    else:
+        codec = load_codec(options.codec)
+        texts = [text for row in training_rows(rows) for text in (row.label, row.group, f"{row.label}, {row.style} style", "caption: group:")]
+        text = TextCodec.train(texts, 2048)
+        decoder = replace(decoder_preset(options.depth), width=options.width, num_heads=options.width // 64, num_kv_heads=max(1, options.width // 128))
+        decoder = replace(decoder, mlp_width=64 * round(options.width / 24))
+        model = build(NativeConfig(decoder, codec.config, text.num_codes), text, codec)
+    mix = Mix(options.captions, options.draws, options.drop, options.text_weight, options.image_weight, options.row_length)
+    task = GPTTask(model.to(options.device).train(), pixels(chosen), items, mix, settings.seed, backend=options.backend)
+    return Job(task, settings, options.out, options.resume)
+
+
+def emoji_item(row, skin_weight: float):
+    from mmgpt.data.emoji import drawing_prompt
+    from mmgpt.train.gpt import Item
+
+    styled = drawing_prompt(row.label, row.style)
+    draws = (*[styled] * 7, f"a {styled}", f"a {styled}", row.label)
+    captions = (*[("caption:", row.label)] * 9, ("group:", row.group))
+    return Item(draws, captions, skin_weight if row.skin else 0.5 if row.group == "flags" else 1.0)
+
+
+def pixels(rows) -> Tensor:
+    """(N, 3, 64, 64) uint8 of all rows' pictures."""
+    from PIL import Image
+
+    stacked = np.stack([np.array(Image.open(BytesIO(row.image)).convert("RGB")) for row in rows])
+    return torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous()
+
+
+def split(options, settings: Settings, words: dict[str, str]):
+    """`key=value` words to the recipe's own options and to the loop's settings; an unknown key lists both."""
+    mine, loops = {f.name for f in fields(options)}, {f.name for f in fields(settings)}
+    unknown = [key for key in words if key not in mine | loops]
+    if unknown:
+        raise TrainingError(f"unknown setting {unknown[0]!r}: known are {', '.join(sorted(mine | loops))}")
+    return override(options, {k: v for k, v in words.items() if k in mine}), override(settings, {k: v for k, v in words.items() if k in loops})
+
+
+RECIPES: dict[str, Callable[[dict[str, str]], Job]] = {"emoji-codec": emoji_codec, "emoji": emoji}

@@ -54,7 +54,8 @@ class GPTTask:
         self.codes = all_codes(model, pictures) if mix.draws else None
         self.distort = distortion() if mix.augment else None
 
-    def batch(self, step: int) -> Stream:
+    def batch(self, step: int) -> tuple[Stream, ...]:
+        """One stream a direction: documents of one direction are about equally long, so rows of their own are nearly full."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         count = self.mix.captions + self.mix.draws
         index = torch.multinomial(self.weight_N, count, replacement=count > len(self.items), generator=generator).tolist()
@@ -62,8 +63,9 @@ class GPTTask:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
             documents = [self.caption(i, c) for i, c in zip(index[: self.mix.captions], chance, strict=False)]
-        documents += [self.draw(i, c) for i, c in zip(index[self.mix.captions :], chance[self.mix.captions :], strict=True)]
-        return pack(documents, self.model.spans, self.mix.row_length or None).to(self.model.device)
+        drawings = [self.draw(i, c) for i, c in zip(index[self.mix.captions :], chance[self.mix.captions :], strict=True)]
+        both = [some for some in (documents, drawings) if some]
+        return tuple(pack(some, self.model.spans, self.mix.row_length or None).to(self.model.device) for some in both)
 
     def caption(self, index: int, chance: list[float]) -> Document:
         question, answer = pick(self.items[index].captions, chance[0])
@@ -83,14 +85,19 @@ class GPTTask:
         begin, words = self.model.write(sample)
         return [begin, words, self.model.ports["image"].writes.write(self.codes[index], learn=True)]
 
-    def losses(self, batch: Stream) -> tuple[Float[Tensor, ""], dict[str, float]]:
-        by_head = {name: loss_N.mean() for name, loss_N in self.model.losses(batch, self.backend).items()}
+    def losses(self, batch: tuple[Stream, ...]) -> tuple[Float[Tensor, ""], dict[str, float]]:
+        """Each head's mean loss, weighted; the figures are nats a target."""
+        found: dict[str, list[Tensor]] = {}
+        for stream in batch:
+            for name, loss_N in self.model.losses(stream, self.backend).items():
+                found.setdefault(name, []).append(loss_N)
+        by_head = {name: torch.cat(losses).mean() for name, losses in found.items()}
         weights = {"text": self.mix.text_weight, "image": self.mix.image_weight}
         total = sum(weights.get(name, 1.0) * loss for name, loss in by_head.items())
         return total, {name: float(loss.detach()) for name, loss in by_head.items()}
 
-    def size(self, batch: Stream) -> int:
-        return int((batch.document_BT > 0).sum())
+    def size(self, batch: tuple[Stream, ...]) -> int:
+        return sum(int((stream.document_BT > 0).sum()) for stream in batch)
 
     def sample(self, folder: Path, step: int) -> None:
         """A strip of drawings and a file of captions, of the same items each time."""

@@ -1,0 +1,57 @@
+"""Frames -> one vector a patch of every frame: the image encoder plus time; clips of any length and size at once, nothing padded."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmgpt.encoders.image import PatchEncoder
+from mmgpt.errors import InputError
+from mmgpt.types import Prepared, Video
+
+
+def check(value: Video) -> None:
+    sizes = sorted({frame.size for frame in value.frames})
+    if not sizes:
+        raise InputError("a video of 0 frames: pass at least 1")
+    if len(sizes) > 1:
+        (w, h), (other_w, other_h) = sizes[0], sizes[-1]
+        raise InputError(f"frames of {len(sizes)} sizes, {w}x{h} to {other_w}x{other_h} pixels: resize all frames to one size")
+    if not min(sizes[0]):
+        raise InputError(f"frames of {sizes[0][0]}x{sizes[0][1]} pixels: pass frames of at least 1x1")
+    if not 0 < value.fps < float("inf"):
+        raise InputError(f"{value.fps} frames a second: pass a number above 0")
+
+
+def evenly(count: int, limit: int) -> list[int]:
+    """At most `limit` of `count` frames, the first and the last among them.
+
+    example: 4 of 10    0 3 6 9
+    """
+    return np.linspace(0, count - 1, min(count, limit)).round().astype(int).tolist()
+
+
+class VideoEncoder(nn.Module):
+    """Every frame through the image encoder, which pictures may share, and a learned vector for its time.
+
+    Of a longer video `max_frames` are read, evenly spread; each takes as many vectors as a picture of its size.
+    """
+
+    def __init__(self, image: PatchEncoder, max_frames: int = 16):
+        super().__init__()
+        self.image, self.max_frames = image, max_frames
+        self.time = nn.Embedding(max_frames, image.places.tables[0].shape[1])
+        nn.init.normal_(self.time.weight, std=0.02)
+
+    def prepare(self, value: Video, /) -> Prepared:
+        check(value)
+        stills = [self.image.prepare(value.frames[i]) for i in evenly(len(value.frames), self.max_frames)]
+        grid = (len(stills), *stills[0].grid[1:])
+        return Prepared(torch.cat([still.values_NF for still in stills]), torch.cartesian_prod(*map(torch.arange, grid)), grid)
+
+    def forward(self, prepared: Prepared, /) -> Float[Tensor, "N D"]:
+        still_N3 = F.pad(prepared.place_N3[:, 1:], (1, 0))  # a picture's patches all stand at time 0
+        return self.image(replace(prepared, place_N3=still_N3)) + self.time(prepared.place_N3[:, 0])

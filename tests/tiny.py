@@ -1,0 +1,46 @@
+"""An untrained tiny GPT and pictures for tests: 2 x 4 codes and 4 patches a picture, bold weights, the same whenever it is built."""
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from PIL import Image
+
+from mmgpt.decoders.image_codec import ImageCodec, ImageCodecConfig
+from mmgpt.decoders.transformer import DecoderConfig
+from mmgpt.encoders.text import TextCodec
+from mmgpt.model import GPT
+from mmgpt.native import NativeConfig, build
+
+GRID = (1, 2, 4)  # the codes of a picture of 16 x 16 pixels
+
+
+@lru_cache
+def text_codec() -> TextCodec:
+    return TextCodec.train(["a red apple", "a green apple", "caption: a small cat", "draw: a cat"] * 3, 300)
+
+
+def tiny_gpt(seed: int = 0, max_length: int = 256, **changes) -> GPT:
+    """A new model each time. Weights are five times as large as at the start of training, so that no two vectors are nearly equal."""
+    text = text_codec()
+    sizes = {"width": 64, "depth": 2, "num_heads": 2, "num_kv_heads": 1, "head_width": 32, "mlp_width": 128} | changes
+    config = NativeConfig(DecoderConfig(**sizes), ImageCodecConfig((8, 4), (4, 4), 16, 1), text.num_codes, 16, 8, 0, max_length)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        gpt = build(config, text, ImageCodec(config.codec)).eval()
+    with torch.no_grad():
+        for parameter in gpt.decoder.parameters():
+            parameter.mul_(5 if parameter.ndim == 2 else 1)
+        gpt.table.weight.mul_(5)
+    return gpt
+
+
+def picture(seed: int = 0, side: int = 16) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8))
+
+
+def gap(a, b) -> float:
+    """The largest difference of two arrays or tensors of one shape."""
+    a, b = torch.as_tensor(a), torch.as_tensor(b)
+    assert a.shape == b.shape, f"{tuple(a.shape)} and {tuple(b.shape)}"
+    return float((a.double() - b.double()).abs().max()) if a.numel() else 0.0

@@ -85,7 +85,7 @@ def script(steps: Iterable[int | Span], places: np.ndarray, grid: Grid, whole: b
     steps = list(steps)
     first = np.array([s.start if isinstance(s, Span) else s for s in steps], dtype=np.int64)
     last = np.array([s.stop - 1 if isinstance(s, Span) else s for s in steps], dtype=np.int64)
-    return Script(first, last, places, (first == VECTOR) & whole, int(places.max()) + 1, grid, stop)
+    return Script(first, last, places, (first == VECTOR) & whole, int(places.max(initial=-1)) + 1, grid, stop)
 
 
 def line(n: int) -> np.ndarray:
@@ -114,6 +114,8 @@ class TextLayout:
     @lru_cache(maxsize=4096)  # noqa: B019 - a handful of frozen layouts live as long as the program
     def script(self, grid: Grid) -> Script:
         length = grid[2]
+        if length < 0:
+            raise InputError(f"a text of {length} ids: use 0 or more")
         steps = [*[self.ids] * length, *([] if self.end is None else [self.end])]
         return script(steps, line(len(steps)) if steps else np.zeros((1, 3), np.int64)[:0], grid, stop=self.end)
 
@@ -169,6 +171,8 @@ class CodesLayout:
 
     def write(self, codes: np.ndarray, learn: bool = False) -> Written:
         codes = np.asarray(codes)
+        if codes.size and not 0 <= codes.min() <= codes.max() < len(self.ids):
+            raise InputError(f"codes {codes.min()}..{codes.max()}: this layout writes codes 0..{len(self.ids) - 1}")
         grid = (1,) * (3 - codes.ndim) + codes.shape
         ids = codes.reshape(-1) + self.ids.start if self.table is None else np.asarray(self.table)[codes.reshape(-1)]
         return self.script(grid).write(ids, learn)
@@ -236,7 +240,7 @@ class Automaton:
         return self.scripts[0]
 
 
-def parse(ids: Sequence[int], scripts: Sequence[Script]) -> tuple[np.ndarray, Script]:
+def parse(ids: Sequence[int] | np.ndarray, scripts: Sequence[Script]) -> tuple[np.ndarray, Script]:
     """(ids of the open slots, the script they fit) of one complete segment; InputError where no script fits."""
     walk = Automaton(scripts)
     for id in ids:

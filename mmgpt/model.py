@@ -7,7 +7,7 @@ A `Port` holds what belongs to one modality: how it is read (vectors or codes), 
 Nothing below asks which modality it is working on.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,6 +20,7 @@ from mmgpt.decoders.heads import TableHead
 from mmgpt.decoders.transformer import Decoder, DecoderConfig
 from mmgpt.encoders.codes import Table
 from mmgpt.errors import InputError, TrainingError
+from mmgpt.generate.sampling import GREEDY, Sampling
 from mmgpt.layout import CodesLayout, Span, TextLayout, VectorsLayout
 from mmgpt.pack import Document
 from mmgpt.types import Grid, Part, Prepared, Sample, Segment, Stream, Written
@@ -50,7 +51,10 @@ class Port:
     reads: VectorsLayout | None = None
     codec: Codec | None = None  # with `writes`: learned segments (and given ones, without `reads`) become codes
     writes: TextLayout | CodesLayout | None = None
-    grid: Grid | None = None  # the size that is written where the caller names none
+    grid: Grid | None = None  # the size that is written where the caller names none (text: at most so many ids)
+    head: Callable[[nn.Embedding, Span], nn.Module] = TableHead
+    sampling: Sampling = GREEDY  # how its codes are drawn, and with which guidance, where the caller does not say
+    guidance: float = 1.0
 
     def write(self, part: Part, name: str) -> Written:
         if self.reads is not None and not part.learn and part.codes is None:
@@ -72,7 +76,7 @@ class GPT(nn.Module):
         self.table = Table(num_ids, decoder.width)
         self.encoders = nn.ModuleDict({name: port.encoder for name, port in ports.items() if port.encoder is not None})
         self.decoder = Decoder(decoder)
-        self.heads = nn.ModuleDict({name: TableHead(self.table, port.writes.ids) for name, port in ports.items() if port.writes is not None})
+        self.heads = nn.ModuleDict({name: port.head(self.table, port.writes.ids) for name, port in ports.items() if port.writes is not None})
         self.codecs = nn.ModuleDict({name: port.codec for name, port in ports.items() if isinstance(port.codec, nn.Module)})
         self.codecs.requires_grad_(False)  # trained before, by a recipe of their own
 

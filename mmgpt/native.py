@@ -19,6 +19,7 @@ from mmgpt.decoders.transformer import DecoderConfig
 from mmgpt.encoders.image import PatchEncoder
 from mmgpt.encoders.text import TextCodec
 from mmgpt.errors import CheckpointError
+from mmgpt.generate.sampling import Sampling
 from mmgpt.layout import CodesLayout, Span, TextLayout, VectorsLayout
 from mmgpt.model import GPT, Port
 
@@ -34,6 +35,10 @@ class NativeConfig:
     patch: int = 8
     patch_hidden: int = 0
     max_length: int = 1024
+    max_text: int = 64  # ids of an answer, where the caller names no limit
+    guidance: float = 3.0  # of pictures, and how their codes are drawn
+    temperature: float = 1.0
+    min_p: float = 0.0
 
 
 class Ids:
@@ -55,7 +60,7 @@ def build(config: NativeConfig, text: TextCodec, codec: ImageCodec) -> GPT:
     rows, columns = (config.picture // stride for stride in config.codec.stride)
     encoder = PatchEncoder(config.decoder.width, config.patch, square=config.picture, hidden=config.patch_hidden)
     ports = {
-        "text": Port(str, codec=text, writes=TextLayout(words, words.stop - 1)),
+        "text": Port(str, codec=text, writes=TextLayout(words, words.stop - 1), grid=(1, 1, config.max_text)),
         "image": Port(
             kind_of_pictures(),
             encoder,
@@ -63,6 +68,8 @@ def build(config: NativeConfig, text: TextCodec, codec: ImageCodec) -> GPT:
             PictureCodec(codec, config.picture),
             CodesLayout(open_picture, codes, close_picture),
             (1, rows, columns),
+            sampling=Sampling(config.temperature, min_p=config.min_p),
+            guidance=config.guidance,
         ),
     }
     model = GPT(config.decoder, ports, ids.used, begin, config.max_length)
@@ -108,11 +115,11 @@ def config_from(values: dict, folder: str | Path) -> NativeConfig:
     kind = values.pop("kind", None)
     if kind != "native":
         raise CheckpointError(f"{folder} is a checkpoint of kind {kind!r}: known is 'native'")
-    known = {f.name for f in fields(NativeConfig)}
-    if set(values) != known:
-        raise CheckpointError(f"{folder}: config.json has {sorted(set(values) ^ known)} too many or too few: it is of another version of mmgpt")
+    unknown = sorted(set(values) - {f.name for f in fields(NativeConfig)})
+    if unknown or not {"decoder", "codec"} <= set(values):
+        raise CheckpointError(f"{folder}: config.json has unknown fields {unknown} or lacks decoder or codec: it is of a newer version of mmgpt")
     try:
         codec = {k: tuple(v) if isinstance(v, list) else v for k, v in values.pop("codec").items()}
         return NativeConfig(decoder=DecoderConfig(**values.pop("decoder")), codec=ImageCodecConfig(**codec), **values)
-    except TypeError as error:
+    except (TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder}: config.json does not fit ({error}): it is of another version of mmgpt") from None

@@ -1,6 +1,6 @@
 """Public npm packages of open emoji artists -> a parquet file of 64x64 pictures with names, tags, groups, artists and a split.
 
-    python tools/build_emoji.py emoji.parquet     # all 12,265 pictures, about FILL minutes
+    python tools/build_emoji.py emoji.parquet     # all 12,265 pictures, about two minutes
     python tools/build_emoji.py --fixture         # only tests/data/emoji40.parquet and examples/pictures/*.png
 
 Needs `npm` and `pip install pillow pyarrow resvg-py`. Licences of the artwork: tests/data/README.md.

@@ -13,20 +13,19 @@ from torch import Tensor
 
 from mmgpt.errors import GuidanceError, InputError
 from mmgpt.generate.guidance import guide, unconditional_form
-from mmgpt.generate.sampling import GREEDY, Sampling, choose
-from mmgpt.layout import Automaton, Choice, Span, TextLayout
+from mmgpt.generate.sampling import Sampling, choose
+from mmgpt.layout import Automaton, Choice, Span
 from mmgpt.pack import Document, length, pack
 from mmgpt.types import Grid, Part, Segment, Stream, Usage, Written
 
-MAX_NEW = 128  # text ids written at most, where the caller names no limit
 BATCH = 64  # rows that step together; more requests wait for the next batch
 
 
 @dataclass(frozen=True)
 class Request:
-    """What one row is to do. `grid` is the size to write in codes (text: at most so many ids); None takes the port's own.
+    """What one row is to do. What is None takes the port's own: how to sample, the scale of guidance, the size to write in codes.
 
-    `guidance` None takes 3 where there are words to leave out and the target has a fixed size (pictures), else 1.
+    The port's own guidance applies where there are words to leave out; one that is asked for applies or is refused.
     """
 
     parts: Sequence[Segment | Part]
@@ -71,10 +70,12 @@ class Task:
             raise InputError(f"to={request.to!r}: this model writes {', '.join(gpt.heads)}")
         self.request, self.port, self.head = request, gpt.ports[request.to], gpt.heads[request.to]
         parts = [part if isinstance(part, Part) else Part(part) for part in request.parts]
-        self.script = self.port.writes.script(request.grid or self.port.grid or (1, 1, MAX_NEW))
-        is_text = isinstance(self.port.writes, TextLayout)
-        self.sampling = request.sampling or (GREEDY if is_text else Sampling())
-        self.guidance = self.scale(parts, is_text)
+        grid = request.grid or self.port.grid
+        if grid is None:
+            raise InputError(f"to={request.to!r} has no size of its own: pass grid=(frames, rows, columns) in codes")
+        self.script = self.port.writes.script(grid)
+        self.sampling = request.sampling or self.port.sampling
+        self.guidance = self.scale(parts)
         samples = [parts] if self.guidance == 1 else [parts, unconditional_form(parts)]
         self.rows = [Row(gpt.write(sample), Automaton([self.script])) for sample in samples]
         self.check_length(gpt.max_length)
@@ -82,14 +83,14 @@ class Task:
         self.ids: list[int] = []
         self.log_probability = 0.0
 
-    def scale(self, parts: Sequence[Part], is_text: bool) -> float:
-        """The scale that applies. The default guides where it can; a scale that was asked for is applied or refused."""
+    def scale(self, parts: Sequence[Part]) -> float:
         asked = self.request.guidance
         if asked is not None:
             if not 0 <= asked <= 100:
                 raise GuidanceError(f"guidance={asked}: use 0 to 100 (1 is none)")
             return float(asked)
-        return 3.0 if not is_text and any(isinstance(p.value, str) and p.value for p in parts) else 1.0
+        has_words = any(isinstance(part.value, str) and part.value and not part.learn for part in parts)
+        return self.port.guidance if has_words else 1.0
 
     def check_length(self, limit: int) -> None:
         longest = max(length(row.document) for row in self.rows) + len(self.script)

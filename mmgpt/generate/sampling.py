@@ -57,6 +57,8 @@ def penalised(logits_V: Float[Tensor, "V"], seen_N: Int[Tensor, "N"], penalty: f
 
 def filtered(logits_V: Float[Tensor, "V"], sampling: Sampling) -> Float[Tensor, "V"]:
     """Logits with what top-k, top-p and min-p leave out at -inf. The likeliest always stays."""
+    if not sampling.top_k and sampling.top_p == 1 and sampling.min_p == 0:
+        return logits_V
     order = logits_V.argsort(descending=True, stable=True)
     probability_V = logits_V[order].softmax(-1)
     keep_V = torch.ones_like(order, dtype=torch.bool)

@@ -33,6 +33,9 @@ class CodecTask:
             used, _ = codebook_usage(codes.long(), self.model.num_codes)
         return loss, {"image": float(loss.detach()), "psnr": float(-10 * error.log10().mean()), "used": used}
 
+    def compile(self) -> None:
+        self.model.compile()
+
     def size(self, batch: Tensor) -> int:
         return len(batch)
 

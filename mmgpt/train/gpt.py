@@ -96,6 +96,9 @@ class GPTTask:
         total = sum(weights.get(name, 1.0) * loss for name, loss in by_head.items())
         return total, {name: float(loss.detach()) for name, loss in by_head.items()}
 
+    def compile(self) -> None:
+        self.model.decoder.compile()
+
     def size(self, batch: tuple[Stream, ...]) -> int:
         return sum(int((stream.document_BT > 0).sum()) for stream in batch)
 

@@ -6,8 +6,10 @@ Everything that decides the next update is either in the checkpoint (weights, op
 
 import json
 import math
+import signal
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -56,6 +58,7 @@ class Task(Protocol):
     def size(self, batch: Any) -> int: ...  # positions (or pictures) in a batch, for the rate
     def sample(self, folder: Path, step: int) -> None: ...  # shows what the model can do so far
     def export(self, folder: Path, weights: dict[str, Tensor]) -> None: ...  # the finished checkpoint
+    def compile(self) -> None: ...  # torch.compile, in place, what is worth it
 
 
 class Trainer:
@@ -69,7 +72,8 @@ class Trainer:
         groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, fused=True)
         self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
-        self.losses = torch.compile(task.losses) if settings.compile else task.losses
+        if settings.compile:
+            task.compile()
 
     @property
     def progress(self) -> float:
@@ -90,7 +94,7 @@ class Trainer:
         batch = self.task.batch(self.step)
         device = next(iter(self.parameters.values())).device
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            loss, figures = self.losses(batch)
+            loss, figures = self.task.losses(batch)
         if not torch.isfinite(loss):
             raise TrainingError(f"the loss at step {self.step} is {loss.item()} ({figures}): lower learning_rate or look at this batch")
         loss.backward()
@@ -141,10 +145,29 @@ def load_into(tensors: dict[str, Tensor], values: dict[str, Tensor]) -> None:
             tensor.copy_(values[name])
 
 
+class Interruption:
+    """Ctrl-C and SIGTERM ask for an end after the update that is under way: no state is ever half updated."""
+
+    def __init__(self):
+        self.asked = False
+
+    def __enter__(self) -> "Interruption":
+        main = threading.current_thread() is threading.main_thread()
+        self.before = {s: signal.signal(s, self.ask) for s in (signal.SIGINT, signal.SIGTERM)} if main else {}
+        return self
+
+    def ask(self, number: int, frame: object) -> None:
+        self.asked = True
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
 def train(task: Task, settings: Settings, folder: str | Path, resume: bool = False, show: Callable | None = None) -> Trainer:
     """Runs the loop to its end: writes `folder/last` to go on from, `folder/log.jsonl`, samples, and `folder/final` to use.
 
-    Ctrl-C saves before it leaves.
+    Ctrl-C saves, then raises KeyboardInterrupt. `show(trainer, figures)` is called after every update.
     """
     folder = Path(folder)
     if (folder / "last").exists() and not resume:
@@ -155,29 +178,25 @@ def train(task: Task, settings: Settings, folder: str | Path, resume: bool = Fal
     if resume and (folder / "last").exists():
         trainer.resume(folder)
     saved = trainer.step
-    try:
-        with open(folder / "log.jsonl", "a") as log:
-            for figures in updates(trainer):
-                if trainer.step % settings.log_every == 0 or trainer.progress >= 1:
-                    log.write(json.dumps({"step": trainer.step, "minutes": round(trainer.spent / 60, 3), **figures}) + "\n")
-                    log.flush()
-                if show is not None:
-                    show(trainer, figures)
-                if settings.save_every and trainer.step % settings.save_every == 0:
-                    trainer.save(folder)
-                    saved = trainer.step
-                if settings.sample_every and trainer.step % settings.sample_every == 0:
-                    sampled(trainer, folder)
-    finally:
+    with open(folder / "log.jsonl", "a") as log, Interruption() as interruption:
+        while trainer.progress < 1 and not interruption.asked:
+            figures = trainer.update()
+            if trainer.step % settings.log_every == 0 or trainer.progress >= 1:
+                log.write(json.dumps({"step": trainer.step, "minutes": round(trainer.spent / 60, 3), **figures}) + "\n")
+                log.flush()
+            if show is not None:
+                show(trainer, figures)
+            if settings.save_every and trainer.step % settings.save_every == 0:
+                trainer.save(folder)
+                saved = trainer.step
+            if settings.sample_every and trainer.step % settings.sample_every == 0:
+                sampled(trainer, folder)
         if trainer.step > saved:
             trainer.save(folder)
+    if interruption.asked:
+        raise KeyboardInterrupt(f"stopped after step {trainer.step}, saved in {folder / 'last'}: resume=true goes on")
     task.export(folder / "final", trainer.average)
     return trainer
-
-
-def updates(trainer: Trainer) -> Iterator[dict[str, float]]:
-    while trainer.progress < 1:
-        yield trainer.update()
 
 
 def sampled(trainer: Trainer, folder: Path) -> None:

@@ -27,7 +27,7 @@ class Job:
 class CodecOptions:
     """`mmgpt train emoji-codec`: pixels <-> codes, on all train-split pictures."""
 
-    data: str = "../shared/data/emoji.parquet"
+    data: str = "emoji.parquet"
     out: str = "runs/emoji-codec"
     resume: bool = False
     stride: tuple = (8, 4)
@@ -54,7 +54,7 @@ def emoji_codec(words: dict[str, str]) -> Job:
 class EmojiOptions:
     """`mmgpt train emoji`: captions and drawings through one model. `leave_out` an artist to test captions on; `init` weights to start from."""
 
-    data: str = "../shared/data/emoji.parquet"
+    data: str = "emoji.parquet"
     out: str = "runs/emoji"
     codec: str = "runs/emoji-codec/final"
     init: str = ""
@@ -99,6 +99,46 @@ def emoji(words: dict[str, str]) -> Job:
     return Job(task, settings, options.out, options.resume)
 
 
+@dataclass(frozen=True)
+class PictureOptions:
+    """`mmgpt train pictures data=FOLDER`: your own pictures and captions, starting from a checkpoint (its codec and tokenizer are kept)."""
+
+    data: str = "pictures"
+    out: str = "runs/pictures"
+    init: str = "emoji"
+    text: str = ""
+    question: str = "caption:"
+    resume: bool = False
+    captions: int = 16
+    draws: int = 16
+    drop: float = 0.1
+    device: str = "cpu"
+
+
+def pictures(words: dict[str, str]) -> Job:
+    from mmgpt.data.read import read_records
+    from mmgpt.hub import load
+    from mmgpt.train.gpt import GPTTask, Item, Mix
+
+    options, settings = split(PictureOptions(), Settings(steps=1000, learning_rate=5e-4, decay=0.5), words)
+    records = read_records(options.data, options.text or None)
+    model = load(options.init, options.device)
+    side = model.config.picture
+    items = [Item((record.text,), ((options.question, record.text),)) for record in records]
+    task = GPTTask(model.train(), squared([record.picture for record in records], side), items, Mix(options.captions, options.draws, options.drop), settings.seed)
+    return Job(task, settings, options.out, options.resume)
+
+
+def squared(sources, side: int) -> Tensor:
+    """(N, 3, side, side) uint8: the middle square of each picture, resized."""
+    from torchvision.transforms import v2
+
+    from mmgpt.data.pictures import open_picture
+
+    fit = v2.Compose([v2.PILToTensor(), v2.Resize(side, antialias=True), v2.CenterCrop(side)])
+    return torch.stack([fit(open_picture(source)) for source in sources])
+
+
 def emoji_item(row, skin_weight: float):
     from mmgpt.data.emoji import drawing_prompt
     from mmgpt.train.gpt import Item
@@ -126,4 +166,4 @@ def split(options, settings: Settings, words: dict[str, str]):
     return override(options, {k: v for k, v in words.items() if k in mine}), override(settings, {k: v for k, v in words.items() if k in loops})
 
 
-RECIPES: dict[str, Callable[[dict[str, str]], Job]] = {"emoji-codec": emoji_codec, "emoji": emoji}
+RECIPES: dict[str, Callable[[dict[str, str]], Job]] = {"emoji-codec": emoji_codec, "emoji": emoji, "pictures": pictures}

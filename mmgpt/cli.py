@@ -1,0 +1,343 @@
+"""Words on the command line -> what the library does with them. `mmgpt --help` lists the commands.
+
+A user's mistake is one line on stderr and exit code 2. Nothing heavy is imported before a command needs it.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import mmgpt
+from mmgpt.errors import InputError, MmgptError
+
+CHUNK = 32  # pictures that are opened at a time
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; the exit code: 0 done, 2 the user's mistake, 130 stopped by Ctrl-C."""
+    if hasattr(sys.stdout, "reconfigure"):  # a file name or caption that the terminal cannot show is no reason to stop
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        options = parser().parse_args(argv)
+        options.run(options)
+        sys.stdout.flush()
+        return 0
+    except MmgptError as error:
+        return refused(str(error))
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        return refused(f"{error.filename or 'a file'}: {error.strerror or error}; check the path, its permissions and the space left")
+    except KeyboardInterrupt:
+        print("mmgpt: stopped", file=sys.stderr)
+        return 130
+
+
+def refused(message: str) -> int:
+    print("mmgpt: error:", *message.split(), file=sys.stderr)
+    return 2
+
+
+class Parser(argparse.ArgumentParser):
+    """Mistakes are raised, not printed; `details` is text for the end of --help, made only when it is asked for."""
+
+    def __init__(self, *words, details=None, example: str = "", **settings):
+        epilog = f"example:\n  {example}" if example else None
+        super().__init__(*words, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **settings)
+        self.details = details
+
+    def error(self, message: str):
+        raise InputError(f"{message}; see {self.prog} --help")
+
+    def format_help(self) -> str:
+        return super().format_help() + (f"\n{self.details()}\n" if self.details else "")
+
+
+def parser() -> Parser:
+    top = Parser("mmgpt", description=mmgpt.__doc__, example='mmgpt draw "a rocket, fluent-3d style" -o rocket.png')
+    top.add_argument("--version", action="version", version=f"mmgpt {mmgpt.__version__}")
+    commands = top.add_subparsers(metavar="COMMAND", required=True)
+    for add in (add_caption, add_draw, add_demo, add_info, add_train, add_eval):
+        add(commands)
+    return top
+
+
+def command(commands, name: str, run, summary: str, **settings) -> Parser:
+    added = commands.add_parser(name, help=summary, description=summary, **settings)
+    added.set_defaults(run=run)
+    return added
+
+
+def add_model(added: Parser, positional: bool = False) -> None:
+    """The options of every command that loads a model."""
+    what = 'a shipped checkpoint ("emoji") or the folder of one'
+    if positional:
+        added.add_argument("checkpoint", metavar="CHECKPOINT", help=what)
+    else:
+        added.add_argument("--checkpoint", default="emoji", metavar="NAME", help=f"{what}; emoji if left out")
+    added.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where to compute; cpu if left out")
+
+
+def load(options: argparse.Namespace):
+    import torch
+
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: this machine shows 0 CUDA devices to torch; leave --device out")
+    return mmgpt.load(options.checkpoint, options.device)
+
+
+# --- caption --------------------------------------------------------------------------------------------------------------------------
+
+
+def add_caption(commands) -> None:
+    added = command(commands, "caption", caption, "Says what pictures show.", example="mmgpt caption cat.png dog.jpg --json")
+    added.add_argument("files", nargs="+", metavar="FILE", help="a PNG, JPEG, WebP or GIF")
+    added.add_argument("--json", action="store_true", help='print [{"file": ..., "caption": ...}, ...]')
+    added.add_argument("--prompt", default="caption:", help='what the model is asked: "caption:" (if left out), "group:", or what it was trained on')
+    add_model(added)
+
+
+def caption(options: argparse.Namespace) -> None:
+    for file in options.files:
+        if not Path(file).exists():
+            raise InputError(f"{file!r} does not exist; check the path")
+    mmgpt.open_picture(options.files[0])  # the commonest mistakes are said before the model is loaded
+    gpt, found = load(options), []
+    with bar("reading pictures", len(options.files)) as done:
+        for start in range(0, len(options.files), CHUNK):
+            images = [mmgpt.open_picture(file) for file in options.files[start : start + CHUNK]]
+            found += gpt.caption(images, options.prompt)
+            done(len(found))
+    if options.json:
+        print(json.dumps([{"file": file, "caption": words} for file, words in zip(options.files, found, strict=True)], ensure_ascii=False, indent=1))
+    else:
+        print("\n".join(f"{file}: {words}" for file, words in zip(options.files, found, strict=True)))
+
+
+# --- draw -----------------------------------------------------------------------------------------------------------------------------
+
+
+def add_draw(commands) -> None:
+    added = command(commands, "draw", draw, "Draws a picture from words.", example='mmgpt draw "green heart, twemoji style" -o heart.png -n 4 --seed 7')
+    added.add_argument("words", nargs="+", metavar="WORDS", help='what to draw: "a thing, NAME style"')
+    added.add_argument("-o", "--out", required=True, metavar="FILE", help="where to write it: .png, .jpg, .webp or .gif; several become FILE-1, FILE-2, ...")
+    added.add_argument("-n", "--count", type=positive, default=1, metavar="N", help="how many to draw, 1 if left out")
+    added.add_argument("--guidance", type=float, metavar="SCALE", help="how closely to follow the words: 1 is no guidance, 3 if left out")
+    added.add_argument("--seed", type=natural, default=0, help="another seed, another picture; 0 if left out")
+    add_model(added)
+
+
+def draw(options: argparse.Namespace) -> None:
+    from mmgpt.generate.engine import Request, run
+
+    paths = outputs(Path(options.out), options.count)
+    gpt, words = load(options), " ".join(options.words)
+    requests = [Request([words], "image", guidance=options.guidance, seed=options.seed + n) for n in range(options.count)]
+    with bar(f"drawing {words[:40]!r}", options.count) as done:
+        results = run(gpt, requests, lambda finished, of: done(finished))
+    for path, result in zip(paths, results, strict=True):
+        print(mmgpt.save_picture(result.value, path))
+
+
+def outputs(path: Path, count: int) -> list[Path]:
+    """The files that will be written, checked before any work is done: "a.png" of three gives a-1.png, a-2.png, a-3.png."""
+    from mmgpt.data.pictures import SAVE_OPTIONS
+
+    if path.suffix.lower() not in SAVE_OPTIONS:
+        raise InputError(f"-o {path}: the suffix is {path.suffix!r}, use one of {', '.join(SAVE_OPTIONS)}")
+    if not path.parent.is_dir() or path.is_dir():
+        raise InputError(f"-o {path}: {'this is a folder, give a file' if path.is_dir() else f'there is no folder {path.parent}, make it first'}")
+    return [path] if count == 1 else [path.with_stem(f"{path.stem}-{n}") for n in range(1, count + 1)]
+
+
+# --- demo, info -----------------------------------------------------------------------------------------------------------------------
+
+
+def add_demo(commands) -> None:
+    added = command(commands, "demo", demo, "Captions the example pictures and draws eight prompts.", example="mmgpt demo -o demo")
+    added.add_argument("files", nargs="*", metavar="FILE", help="pictures to caption; those of examples/pictures if left out")
+    added.add_argument("-o", "--out", default="demo", metavar="FOLDER", help="where the drawings go; demo if left out")
+    add_model(added)
+
+
+def demo(options: argparse.Namespace) -> None:
+    from mmgpt.demo import demo
+
+    demo(load(options), options.out, options.files)
+
+
+def add_info(commands) -> None:
+    added = command(commands, "info", info, "Says what is in a checkpoint.", example="mmgpt info emoji")
+    add_model(added, positional=True)
+
+
+def info(options: argparse.Namespace) -> None:
+    from mmgpt.hub import find
+    from mmgpt.info import info
+
+    print(info(find(options.checkpoint), load(options)))
+
+
+# --- train ----------------------------------------------------------------------------------------------------------------------------
+
+
+def add_train(commands) -> None:
+    summary = "Trains a recipe's model. Ctrl-C saves; resume=true goes on."
+    example = "mmgpt train emoji data=emoji.parquet codec=runs/emoji-codec/final minutes=30"
+    added = command(commands, "train", train, summary, example=example, details=recipes)
+    added.add_argument("recipe", metavar="RECIPE", help="a name from the list below; `mmgpt train list` prints only the list")
+    added.add_argument("settings", nargs="*", metavar="key=value", help="what to change of the recipe")
+
+
+def train(options: argparse.Namespace) -> None:
+    if options.recipe == "list":
+        print(recipes())
+        return
+    bare = [word for word in options.settings if "=" not in word]
+    if bare:
+        raise InputError(f"{bare[0]!r} is no key=value: write for example minutes=30")
+    from mmgpt.train.loop import train
+    from mmgpt.train.recipes import RECIPES
+    from mmgpt.train.show import Show
+
+    if options.recipe not in RECIPES:
+        raise InputError(f"no recipe {options.recipe!r}: the {len(RECIPES)} known are {', '.join(RECIPES)}")
+    progress_on_stderr()
+    job = RECIPES[options.recipe](dict(word.split("=", 1) for word in options.settings))
+    try:
+        with Show(options.recipe) as show:
+            trainer = train(job.task, job.settings, job.out, job.resume, show)
+    except KeyboardInterrupt:
+        print(f"what was learned is in {job.out}/last: add resume=true to go on", file=sys.stderr)
+        raise
+    print(f"{job.out}/final after {trainer.step} steps and {trainer.spent / 60:.1f} minutes")
+
+
+def recipes() -> str:
+    """Every recipe's own options and those of the loop, with what they are where nothing is said."""
+    from dataclasses import is_dataclass
+
+    from mmgpt.train import recipes
+    from mmgpt.train.loop import Settings
+
+    lines = ["recipes, and what they are set to:"]
+    for name in recipes.RECIPES:
+        own = [kind for kind in vars(recipes).values() if is_dataclass(kind) and (kind.__doc__ or "").startswith(f"`mmgpt train {name}`")]
+        lines += ["", *(kind.__doc__.replace("`", "").split("\n")[0] for kind in own), *(f"  {setting}" for kind in own for setting in words_of(kind()))]
+    return "\n".join([*lines, "", "all recipes, unless the recipe sets its own:", *(f"  {setting}" for setting in words_of(Settings()))])
+
+
+def words_of(settings) -> list[str]:
+    return [f"{key}={','.join(map(str, value)) if isinstance(value, tuple) else value}" for key, value in vars(settings).items()]
+
+
+# --- eval -----------------------------------------------------------------------------------------------------------------------------
+
+
+def add_eval(commands) -> None:
+    summary = "Measures a checkpoint: captions, drawings or the image codec."
+    kinds = commands.add_parser("eval", help=summary, description=summary).add_subparsers(metavar="WHAT", required=True)
+    of_captions = command(
+        kinds, "caption", evaluate, "Exact names and groups, beside a nearest neighbour.", example="mmgpt eval caption emoji --data emoji.parquet"
+    )
+    of_captions.add_argument("--leave-out", metavar="STYLE", help="the artist whom the model was trained without, for example emojione")
+    of_drawings = command(
+        kinds, "draw", evaluate, "How often a judge finds what was asked for.", example="mmgpt eval draw emoji --data emoji.parquet --guidance 1,3"
+    )
+    of_drawings.add_argument("--guidance", type=scales, default=(1.0, 2.0, 3.0, 5.0), metavar="SCALES", help="scales to compare; 1,2,3,5 if left out")
+    of_drawings.add_argument("--num", type=positive, default=300, help="how many seen concepts to draw; 300 if left out")
+    of_drawings.add_argument("--seed", type=natural, default=0)
+    of_codec = command(
+        kinds, "codec", evaluate, "What survives codes, by pixels and by a judge.", example="mmgpt eval codec runs/emoji-codec/final --data emoji.parquet"
+    )
+    for name, added in {"caption": of_captions, "draw": of_drawings, "codec": of_codec}.items():
+        added.set_defaults(what=name)
+        add_model(added, positional=True)
+        added.add_argument("--data", required=True, metavar="FILE", help="emoji.parquet, as tools/build_emoji.py makes it")
+        added.add_argument("--json", metavar="FILE", help="write all figures to this file too")
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    from mmgpt.data.emoji import load_emoji
+    from mmgpt.evaluate.report import report
+
+    if options.json and not Path(options.json).parent.is_dir():
+        raise InputError(f"--json {options.json}: there is no folder {Path(options.json).parent}, make it first")
+    progress_on_stderr()
+    result = EVALUATIONS[options.what](options, load_emoji(options.data))
+    print(report(result))
+    if options.json:
+        Path(options.json).write_text(json.dumps({"what": options.what, "checkpoint": options.checkpoint, **result}, indent=1) + "\n")
+
+
+def evaluate_captions(options: argparse.Namespace, rows: list) -> dict:
+    from mmgpt.evaluate.caption import evaluate_captions
+
+    return evaluate_captions(load(options), rows, options.leave_out)
+
+
+def evaluate_drawing(options: argparse.Namespace, rows: list) -> dict:
+    from mmgpt.evaluate.draw import evaluate_drawing
+    from mmgpt.evaluate.judge import Judge
+
+    judge, gpt = Judge.load(), load(options)
+    return evaluate_drawing(gpt, rows, judge, options.guidance, options.seed, options.num, codec=gpt.codecs["image"].codec)
+
+
+def evaluate_codec(options: argparse.Namespace, rows: list) -> dict:
+    from mmgpt.evaluate.codec import evaluate_codec
+    from mmgpt.evaluate.judge import Judge
+    from mmgpt.train.codec import load_codec
+
+    judge = Judge.load()
+    alone = (Path(options.checkpoint) / "codec.json").is_file()  # what the recipe emoji-codec makes
+    codec = load_codec(options.checkpoint).to(options.device) if alone else load(options).codecs["image"].codec
+    return evaluate_codec(codec, rows, judge)
+
+
+EVALUATIONS = {"caption": evaluate_captions, "draw": evaluate_drawing, "codec": evaluate_codec}
+
+
+# --- words to values, progress --------------------------------------------------------------------------------------------------------
+
+
+def positive(word: str) -> int:
+    if not word.isdecimal() or not 0 < int(word) <= 10_000:
+        raise argparse.ArgumentTypeError(f"{word} is not a whole number from 1 to 10000")
+    return int(word)
+
+
+def natural(word: str) -> int:
+    if not word.isdecimal() or int(word) >= 2**62:
+        raise argparse.ArgumentTypeError(f"{word} is not a whole number from 0 to 2^62 - 1")
+    return int(word)
+
+
+def scales(word: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in word.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{word} is not a list of numbers such as 1,2,3") from None
+
+
+def progress_on_stderr() -> None:
+    """Progress bars go to stderr, so that results can be piped."""
+    import rich
+
+    rich.reconfigure(stderr=True)
+
+
+@contextmanager
+def bar(title: str, count: int):
+    """A progress bar on a terminal, nothing elsewhere; call what it gives with how many are done."""
+    from rich.progress import Progress
+
+    progress_on_stderr()
+    with Progress(transient=True, disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task(title, total=count)
+        yield lambda done: progress.update(task, completed=done)

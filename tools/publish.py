@@ -1,0 +1,72 @@
+"""A trained model and the figures of its evaluations -> the folder that ships inside the package, with its model card.
+
+    python tools/publish.py runs/emoji/final mmgpt/checkpoints/emoji figures/*.json --trained "how it was trained"
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+
+from mmgpt.decoders.transformer import num_parameters
+from mmgpt.evaluate.report import report
+from mmgpt.native import load, save
+
+LIMIT = 25_000_000
+
+CARD = """# emoji: one small GPT that captions and draws 64x64 pictures
+
+One decoder of {million:.1f} million parameters ({blocks} blocks of width {width}) reads pictures as patches and writes them as codes; text is BPE of {text} ids.
+A teaching, test and demo checkpoint: it knows emoji and nothing else.
+
+## How it was trained
+
+{trained}
+
+## Measured
+
+{figures}
+
+## Limits
+
+- Pictures are squeezed to 64x64 pixels; photographs, text in pictures and anything that is not emoji-like get a confident wrong name.
+- Names are English CLDR names. It holds no conversation.
+- Drawings of seen concepts are recombinations of the training artwork, not copies on purpose, but similar to it; unseen words give unrelated drawings.
+- People: skin tone and gender follow the wording of the emoji names; the model inherits the artists' choices.
+
+## Data and licences
+
+Trained on the `train` split of pictures of five open emoji artists, modified: rasterised to 64x64.
+
+- Twemoji (`@discordapp/twemoji` 16.0.1): art CC-BY-4.0, Twitter and contributors
+- Fluent Emoji flat and 3D (`@iconify-json/fluent-emoji-flat` 1.2.6, `@lobehub/fluent-emoji-3d` 1.1.0): MIT, Microsoft
+- EmojiOne version 2 (`@iconify-json/emojione` 1.2.3): art CC-BY-4.0, Ranks.com
+- FxEmojis (`@iconify-json/fxemoji` 1.2.2): Apache-2.0, Mozilla
+- names and tags: `emojibase-data` 17.0.0, MIT, over Unicode CLDR data
+
+Weights: Apache-2.0; drawings made with it may resemble the art above: keep its attributions.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("trained_model", type=Path)
+    parser.add_argument("target", type=Path)
+    parser.add_argument("figures", type=Path, nargs="*")
+    parser.add_argument("--trained", required=True)
+    arguments = parser.parse_args()
+    model = load(arguments.trained_model)
+    texts = [f"`{path.stem}`\n\n```\n{report(json.loads(path.read_text()))}\n```" for path in arguments.figures]
+    c = model.config
+    facts = {"million": num_parameters(model.decoder) / 1e6, "blocks": c.decoder.depth, "width": c.decoder.width, "text": c.num_text}
+    card = CARD.format(**facts, trained=arguments.trained, figures="\n\n".join(texts))
+    folder = save(model, arguments.target, card=card, dtype=torch.float16)
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    print(f"{folder}: {size / 1e6:.1f} MB")
+    if size > LIMIT:
+        raise SystemExit(f"{size} bytes, at most {LIMIT} are shipped: train a smaller model")
+
+
+if __name__ == "__main__":
+    main()

@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 CHECKPOINT ?= emoji
-DATA ?= data/emoji.parquet
+DATA ?= emoji.parquet
 OUT ?= runs/emoji
 JUDGE := $(HOME)/.cache/mmgpt/judge-efficientnet-lite0.safetensors
 BIN := $(VENV)/bin
@@ -42,7 +42,7 @@ eval: $(INSTALLED) $(DATA) $(JUDGE)  ## measures CHECKPOINT: captions, drawings,
 	$(BIN)/python -m mmgpt eval draw $(CHECKPOINT) --data $(DATA)
 	$(BIN)/python -m mmgpt eval codec $(CHECKPOINT) --data $(DATA)
 
-clean:  ## removes the environment, caches and what the demo drew; keeps runs/ and data/
+clean:  ## removes the environment, caches and what the demo drew; keeps runs/ and the data
 	rm -rf $(VENV) demo build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 

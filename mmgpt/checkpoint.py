@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmgpt.errors import CheckpointError
 
@@ -29,10 +29,9 @@ def write_folder(path: str | Path, tensors: Mapping[str, Mapping[str, Tensor]], 
     from safetensors.torch import save
 
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f"{path.name}.new-{uuid.uuid4().hex[:8]}")
     try:
-        fresh.mkdir()
+        fresh.mkdir(parents=True)
         files = {}
         for name, named in tensors.items():
             files[name] = flush(fresh / name, save({key: value.detach().cpu().contiguous() for key, value in named.items()}))
@@ -42,8 +41,9 @@ def write_folder(path: str | Path, tensors: Mapping[str, Mapping[str, Tensor]], 
         sync_folder(fresh)
         replace_folder(fresh, path)
     except OSError as error:
-        shutil.rmtree(fresh, ignore_errors=True)
         raise CheckpointError(f"{path} could not be written ({error.strerror}); nothing was changed: free some space or choose another folder") from error
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)  # gone already where all went well
     return path
 
 
@@ -64,14 +64,20 @@ def sync_folder(path: Path) -> None:
 
 
 def replace_folder(fresh: Path, path: Path) -> None:
-    old = None
+    """`fresh` takes the name `path`; where that fails, what had the name gets it back."""
+    old = path.with_name(f"{path.name}.old-{uuid.uuid4().hex[:8]}")
     if path.exists():
-        old = path.with_name(f"{path.name}.old-{uuid.uuid4().hex[:8]}")
         os.replace(path, old)
-    os.replace(fresh, path)
-    sync_folder(path.parent)
-    if old is not None:
-        shutil.rmtree(old, ignore_errors=True)
+    try:
+        os.replace(fresh, path)
+        sync_folder(path.parent)
+    except BaseException:
+        if not fresh.exists():
+            os.replace(path, fresh)
+        if old.exists():
+            os.replace(old, path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def read_folder(path: str | Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, str]]:
@@ -99,8 +105,8 @@ def read_manifest(path: Path) -> dict:
     try:
         manifest = json.loads((path / MANIFEST).read_text())
         version, files = manifest["format"], manifest["files"]
-        good = isinstance(version, int) and all(Path(n).name == n and {"sha256", "bytes"} <= set(f) for n, f in files.items())
-    except (ValueError, KeyError, TypeError, AttributeError):
+        good = isinstance(version, int) and all(Path(n).name == n and {"sha256", "bytes"} <= f.keys() for n, f in files.items())
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         good, version = False, 0
     if not good:
         raise CheckpointError(f"{path / MANIFEST} is damaged: copy the checkpoint again")
@@ -120,3 +126,25 @@ def checked(path: Path, facts: Mapping[str, str | int]) -> bytes:
     if found != facts["sha256"]:
         raise CheckpointError(f"{path} was changed: SHA-256 {found[:12]}…, its manifest says {str(facts['sha256'])[:12]}…: copy the checkpoint again")
     return data
+
+
+def parsed(text: str, place: str) -> dict:
+    """A JSON object, or a CheckpointError that names the place."""
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        values = None
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{place} is no JSON object: copy the checkpoint again")
+    return values
+
+
+def load_exactly(module: nn.Module, found: Mapping[str, Tensor], place: str | Path) -> None:
+    """Puts `found` into the module if names and shapes are just its own."""
+    wanted = module.state_dict()
+    for name in sorted(wanted.keys() ^ found.keys()):
+        raise CheckpointError(f"{place}: tensor {name} is {'missing' if name in wanted else 'not of this model'}: copy the checkpoint again")
+    for name, tensor in wanted.items():
+        if tensor.shape != found[name].shape:
+            raise CheckpointError(f"{place}: {name} has shape {tuple(found[name].shape)}, its config asks for {tuple(tensor.shape)}")
+    module.load_state_dict(dict(found))

@@ -123,11 +123,12 @@ def caption(options: argparse.Namespace) -> None:
 
 
 def add_draw(commands) -> None:
-    added = command(commands, "draw", draw, "Draws a picture from words.", example='mmgpt draw "green heart, twemoji style" -o heart.png -n 4 --seed 7')
+    example = 'mmgpt draw "green heart, twemoji style" -o heart.png -n 4 --seed 7'
+    added = command(commands, "draw", draw, "Draws a picture from words.", example=example)
     added.add_argument("words", nargs="+", metavar="WORDS", help='what to draw: "a thing, NAME style"')
-    added.add_argument("-o", "--out", required=True, metavar="FILE", help="where to write it: .png, .jpg, .webp or .gif; several become FILE-1, FILE-2, ...")
+    added.add_argument("-o", "--out", required=True, metavar="FILE", help=".png, .jpg, .webp or .gif; of several, FILE-1, FILE-2, ...")
     added.add_argument("-n", "--count", type=positive, default=1, metavar="N", help="how many to draw, 1 if left out")
-    added.add_argument("--guidance", type=float, metavar="SCALE", help="how closely to follow the words: 1 is no guidance, 3 if left out")
+    added.add_argument("--guidance", type=float, metavar="SCALE", help="1 is none; the checkpoint's own if left out")
     added.add_argument("--seed", type=natural, default=0, help="another seed, another picture; 0 if left out")
     add_model(added)
 
@@ -227,8 +228,9 @@ def recipes() -> str:
 
     lines = ["recipes, and what they are set to:"]
     for name in recipes.RECIPES:
-        own = [kind for kind in vars(recipes).values() if is_dataclass(kind) and (kind.__doc__ or "").startswith(f"`mmgpt train {name}`")]
-        lines += ["", *(kind.__doc__.replace("`", "").split("\n")[0] for kind in own), *(f"  {setting}" for kind in own for setting in words_of(kind()))]
+        for kind in vars(recipes).values():  # a recipe's options say in their docstring whose they are
+            if is_dataclass(kind) and (kind.__doc__ or "").startswith((f"`mmgpt train {name}`", f"`mmgpt train {name} ")):
+                lines += ["", kind.__doc__.replace("`", "").split("\n")[0], *(f"  {setting}" for setting in words_of(kind()))]
     return "\n".join([*lines, "", "all recipes, unless the recipe sets its own:", *(f"  {setting}" for setting in words_of(Settings()))])
 
 
@@ -242,19 +244,14 @@ def words_of(settings) -> list[str]:
 def add_eval(commands) -> None:
     summary = "Measures a checkpoint: captions, drawings or the image codec."
     kinds = commands.add_parser("eval", help=summary, description=summary).add_subparsers(metavar="WHAT", required=True)
-    of_captions = command(
-        kinds, "caption", evaluate, "Exact names and groups, beside a nearest neighbour.", example="mmgpt eval caption emoji --data emoji.parquet"
-    )
+    example = "mmgpt eval {} --data emoji.parquet"
+    of_captions = command(kinds, "caption", evaluate, "Exact names and groups, beside a nearest neighbour.", example=example.format("caption emoji"))
     of_captions.add_argument("--leave-out", metavar="STYLE", help="the artist whom the model was trained without, for example emojione")
-    of_drawings = command(
-        kinds, "draw", evaluate, "How often a judge finds what was asked for.", example="mmgpt eval draw emoji --data emoji.parquet --guidance 1,3"
-    )
+    of_drawings = command(kinds, "draw", evaluate, "How often a judge finds what was asked for.", example=example.format("draw emoji"))
     of_drawings.add_argument("--guidance", type=scales, default=(1.0, 2.0, 3.0, 5.0), metavar="SCALES", help="scales to compare; 1,2,3,5 if left out")
     of_drawings.add_argument("--num", type=positive, default=300, help="how many seen concepts to draw; 300 if left out")
     of_drawings.add_argument("--seed", type=natural, default=0)
-    of_codec = command(
-        kinds, "codec", evaluate, "What survives codes, by pixels and by a judge.", example="mmgpt eval codec runs/emoji-codec/final --data emoji.parquet"
-    )
+    of_codec = command(kinds, "codec", evaluate, "What survives codes, by pixels and by a judge.", example=example.format("codec emoji"))
     for name, added in {"caption": of_captions, "draw": of_drawings, "codec": of_codec}.items():
         added.set_defaults(what=name)
         add_model(added, positional=True)

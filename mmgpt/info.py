@@ -11,7 +11,7 @@ from mmgpt.model import GPT, Port
 def info(folder: Path, gpt: GPT) -> str:
     """Files, parameters, sizes, layouts, vocabulary, codec, and the first lines of the model card."""
     files = read_manifest(folder)["files"]
-    c, codec = gpt.config.decoder, gpt.config.codec
+    c, codec, side = gpt.config.decoder, gpt.config.codec, gpt.config.picture
     figures = {
         "checkpoint": str(folder),
         "files": {name: size(facts["bytes"]) for name, facts in files.items()},
@@ -20,7 +20,7 @@ def info(folder: Path, gpt: GPT) -> str:
         "longest": f"{gpt.max_length} positions",
         "vocabulary": {name: f"ids {span.start} to {span.stop - 1}" for name, span in gpt.spans.items()},
         "layouts": {name: layouts(port) for name, port in gpt.ports.items()},
-        "image codec": {"stride": codec.stride, "levels": codec.levels, "codes": codec.num_codes, "picture": f"{gpt.config.picture} x {gpt.config.picture}"},
+        "image codec": {"stride": codec.stride, "levels": codec.levels, "codes": codec.num_codes, "picture": f"{side} x {side} pixels"},
     }
     return "\n".join([report(figures), *card(folder / "README.md")])
 

@@ -9,7 +9,7 @@ Nothing below asks which modality it is working on.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from mmgpt.pack import Document
 from mmgpt.types import Grid, Part, Prepared, Sample, Segment, Stream, Written
 
 
+@runtime_checkable
 class Codec(Protocol):
     """Raw value <-> codes of one modality, on values as a person holds them."""
 
@@ -35,6 +36,7 @@ class Codec(Protocol):
     def decode(self, codes: np.ndarray, /) -> Segment: ...
 
 
+@runtime_checkable
 class Encoder(Protocol):
     """Raw value -> vectors: `prepare` on the CPU, in data workers; the call on the device, all segments of a batch at once."""
 

@@ -13,12 +13,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mmgpt.checkpoint import read_folder, write_folder
+from mmgpt.checkpoint import load_exactly, parsed, read_folder, write_folder
 from mmgpt.decoders.image_codec import ImageCodec, ImageCodecConfig, PictureCodec
 from mmgpt.decoders.transformer import DecoderConfig
 from mmgpt.encoders.image import PatchEncoder
 from mmgpt.encoders.text import TextCodec
-from mmgpt.errors import CheckpointError
+from mmgpt.errors import CheckpointError, InputError
 from mmgpt.generate.sampling import Sampling
 from mmgpt.layout import CodesLayout, Span, TextLayout, VectorsLayout
 from mmgpt.model import GPT, Port
@@ -53,6 +53,8 @@ class Ids:
 
 
 def build(config: NativeConfig, text: TextCodec, codec: ImageCodec) -> GPT:
+    if text.num_codes > config.num_text or codec.config != config.codec:
+        raise InputError(f"{text.num_codes} text ids for num_text={config.num_text}, {codec.config} for {config.codec}: use the codecs of this config")
     ids = Ids()
     words = ids.take(config.num_text + 1)  # END is the last of them: a head that writes text also ends it
     begin, open_picture, close_picture = (ids.take().start for _ in range(3))
@@ -98,15 +100,9 @@ def load(folder: str | Path, device: torch.device | str = "cpu") -> GPT:
     for name in ("config.json", "tokenizer.json"):
         if name not in texts:
             raise CheckpointError(f"{folder} has no {name}: it is no model; pass the folder of a finished model")
-    config = config_from(json.loads(texts["config.json"]), folder)
+    config = config_from(parsed(texts["config.json"], f"{folder}: config.json"), folder)
     model = build(config, TextCodec.from_text(texts["tokenizer.json"]), ImageCodec(config.codec))
-    wanted, found = model.state_dict(), tensors.get("model.safetensors", {})
-    for name in wanted.keys() ^ found.keys():
-        raise CheckpointError(f"{folder}: tensor {name} is {'missing' if name in wanted else 'not of this model'}: copy the checkpoint again")
-    for name, tensor in wanted.items():
-        if tensor.shape != found[name].shape:
-            raise CheckpointError(f"{folder}: {name} has shape {tuple(found[name].shape)}, its config asks for {tuple(tensor.shape)}")
-    model.load_state_dict(found)
+    load_exactly(model, tensors.get("model.safetensors", {}), folder)
     return model.to(device).eval()
 
 

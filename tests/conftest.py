@@ -1,11 +1,14 @@
 """What all tests share: shapes in annotations are checked, few threads, a tiny untrained model, the pictures of the fixture."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from beartype import BeartypeConf, beartype
 from jaxtyping import install_import_hook
 
-install_import_hook("mmgpt", "beartype.beartype")  # must stand before the first import of mmgpt; JAXTYPING_DISABLE=1 turns the checks off
+checked = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int will do for a float
+install_import_hook("mmgpt", f"{__name__}.checked")  # must stand before the first import of mmgpt; JAXTYPING_DISABLE=1 turns the checks off
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -22,9 +25,15 @@ def emoji40() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny():
-    from tiny import tiny_gpt
+    """Untrained, pictures of 16 x 16 pixels, answers of at most 8 ids: it never learned to stop."""
+    from tiny import text_codec, tiny_gpt
 
-    return tiny_gpt()
+    from mmgpt.native import build
+
+    gpt = tiny_gpt()
+    short = build(replace(gpt.config, max_text=8), text_codec(), gpt.codecs["image"].codec).eval()
+    short.load_state_dict(gpt.state_dict())
+    return short
 
 
 @pytest.fixture(scope="session")

@@ -163,12 +163,14 @@ def test_a_full_cache_says_so():
 
 
 def test_golden_rotation():
-    """Pair i turns at theta ** (-i / pairs); channel i is paired with channel i + E/2."""
+    """Pair i turns at theta ** (-i / pairs), with three axes by position i mod 3; channel i is paired with channel i + E/2."""
     cos, sin = rotation(torch.full((1, 1, 3), 2), 4, 100.0, 1)
     x = torch.tensor([1.0, 0.0, 0.0, 1.0]).view(1, 1, 1, 4)
     angles = torch.tensor([2.0, 0.2])
     wanted = torch.tensor([angles[0].cos(), -angles[1].sin(), angles[0].sin(), angles[1].cos()])
     assert gap(rotate(x, cos, sin).flatten(), wanted) < 1e-6
+    cos, _ = rotation(torch.tensor([[[1, 10, 100]]]), 8, 16.0, 3)
+    assert gap(cos.flatten(), torch.tensor([1.0, 10 / 2, 100 / 4, 1 / 8]).cos().repeat(2)) < 1e-5
 
 
 def test_three_equal_positions_are_one():

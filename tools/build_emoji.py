@@ -178,12 +178,12 @@ def render(svg: str) -> Image.Image:
 
 
 def shrink(path: Path) -> Image.Image:
-    return on_white(Image.open(path).convert("RGBA").resize((SIZE, SIZE), Image.Resampling.LANCZOS))
+    return on_white(Image.open(path))
 
 
 def on_white(picture: Image.Image) -> Image.Image:
-    white = Image.new("RGBA", picture.size, "white")
-    return Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB")
+    picture = picture.convert("RGBA").resize((SIZE, SIZE), Image.Resampling.LANCZOS)  # four drawings are not square and are stretched
+    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
 
 
 def bare(hexcode: str) -> str:

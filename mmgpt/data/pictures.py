@@ -48,8 +48,8 @@ def open_picture(source: str | Path | bytes | Image.Image, *, max_pixels: int = 
     """
     if isinstance(source, Image.Image):
         return decode(source, "the picture", max_pixels)
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        name, data = "the picture", bytes(source)
+    if isinstance(source, bytes):
+        name, data = "the picture", source
     elif isinstance(source, (str, Path)):
         name = repr(str(source))[:300]
         data = read_bytes(source, name, max_bytes)

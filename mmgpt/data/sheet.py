@@ -23,7 +23,8 @@ def contact_sheet(images: Sequence[Image.Image], words: Sequence[str], columns: 
         scale = side / max(image.size)
         size = tuple(max(1, round(edge * scale)) for edge in image.size)
         sheet.paste(image.convert("RGB").resize(size, Image.Resampling.BICUBIC), (left + (side - size[0]) // 2, top + (side - size[1]) // 2))
-        ImageDraw.Draw(sheet).multiline_text((left, top + side + 2), broken(text, side // LETTER, lines), "black", ImageFont.load_default(), spacing=1)
+        below = broken(text, side // LETTER, lines)
+        ImageDraw.Draw(sheet).multiline_text((left, top + side + 2), below, "black", ImageFont.load_default(), spacing=1)
     return sheet
 
 

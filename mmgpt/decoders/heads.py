@@ -23,7 +23,7 @@ class TableHead(nn.Module):
 
     def logits(self, h_ND: Float[Tensor, "N D"], rows: Span | None = None, /) -> Float[Tensor, "N V"]:
         """Scores of the ids `rows` (without: all of this head)."""
-        rows = rows or self.ids
+        rows = self.ids if rows is None else rows
         return F.linear(h_ND, self.table.weight[rows.start : rows.stop])
 
     def loss(self, h_ND: Float[Tensor, "N D"], id_N: Int[Tensor, "N"], /) -> Float[Tensor, "N"]:

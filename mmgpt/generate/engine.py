@@ -6,6 +6,7 @@ just those ids, one is drawn, and whatever the layout forces after it rides alon
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import prod
 
 import numpy as np
 import torch
@@ -73,6 +74,8 @@ class Task:
         grid = request.grid or self.port.grid
         if grid is None:
             raise InputError(f"to={request.to!r} has no size of its own: pass grid=(frames, rows, columns) in codes")
+        if len(grid) != 3 or prod(grid) > gpt.max_length:  # before a script of that size is made
+            raise InputError(f"a size of {prod(grid)} codes, {grid}: use (frames, rows, columns), together at most {gpt.max_length}")
         self.script = self.port.writes.script(grid)
         self.sampling = request.sampling or self.port.sampling
         self.guidance = self.scale(parts)

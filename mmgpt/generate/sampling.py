@@ -25,7 +25,7 @@ class Sampling:
             "top_k": (self.top_k, self.top_k >= 0, "0 (all) or more"),
             "top_p": (self.top_p, 0 < self.top_p <= 1, "above 0, at most 1"),
             "min_p": (self.min_p, 0 <= self.min_p < 1, "0 to below 1"),
-            "repetition_penalty": (self.repetition_penalty, self.repetition_penalty > 0, "above 0"),
+            "repetition_penalty": (self.repetition_penalty, 0 < self.repetition_penalty <= 1000, "above 0, at most 1000"),
         }
         for name, (value, good, allowed) in checks.items():
             if not good:
@@ -38,13 +38,15 @@ GREEDY = Sampling(temperature=0.0)
 def choose(logits_V: Float[Tensor, "V"], sampling: Sampling, generator: torch.Generator, seen_N: Int[Tensor, "N"]) -> int:
     """The index of the id that comes next; `seen_N` are indices that were written before."""
     logits_V = logits_V.float()
-    if not bool(torch.isfinite(logits_V).any()) or bool(torch.isnan(logits_V).any()):
-        raise InputError(f"{int(torch.isnan(logits_V).sum())} of {len(logits_V)} logits are NaN, or all are infinite: the weights are damaged")
+    damaged_V = torch.isnan(logits_V) | (logits_V == torch.inf)
+    if bool(damaged_V.any()) or not bool(torch.isfinite(logits_V).any()):
+        raise InputError(f"{int(damaged_V.sum())} of {len(logits_V)} logits are NaN or infinite, or none is finite: the weights are damaged")
     if sampling.repetition_penalty != 1 and len(seen_N):
         logits_V = penalised(logits_V, seen_N, sampling.repetition_penalty)
     if sampling.temperature == 0:
         return int(logits_V.argmax())
-    probability_V = filtered(logits_V / sampling.temperature, sampling).softmax(-1)
+    logits_V = (logits_V - logits_V.max()) / max(sampling.temperature, 1e-6)  # colder overflows, and is greedy already
+    probability_V = filtered(logits_V, sampling).softmax(-1)
     # argmax of p / exponential noise draws from p, and its noise has the same shape whatever was filtered out
     noise_V = torch.empty(len(logits_V)).exponential_(generator=generator)
     return int((probability_V.cpu() / noise_V).argmax())

@@ -9,8 +9,9 @@ from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from mmgpt.checkpoint import read_folder, write_folder
+from mmgpt.checkpoint import load_exactly, parsed, read_folder, write_folder
 from mmgpt.decoders.image_codec import ImageCodec, ImageCodecConfig, codebook_usage, reconstruction_loss
+from mmgpt.errors import CheckpointError
 
 
 class CodecTask:
@@ -60,7 +61,10 @@ def save_codec(folder: Path, codec: ImageCodec, weights: dict[str, Tensor] | Non
 
 def load_codec(folder: str | Path) -> ImageCodec:
     tensors, texts = read_folder(folder)
-    settings = json.loads(texts["codec.json"])
-    codec = ImageCodec(ImageCodecConfig(**{key: tuple(v) if isinstance(v, list) else v for key, v in settings.items()}))
-    codec.load_state_dict(tensors["codec.safetensors"])
+    settings = parsed(texts.get("codec.json", ""), f"{folder}: codec.json")
+    try:
+        codec = ImageCodec(ImageCodecConfig(**{key: tuple(v) if isinstance(v, list) else v for key, v in settings.items()}))
+    except TypeError as error:
+        raise CheckpointError(f"{folder}: codec.json does not fit ({error}): it is of another version of mmgpt") from None
+    load_exactly(codec, tensors.get("codec.safetensors", {}), folder)
     return codec.eval()

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -41,13 +41,14 @@ class Settings:
     compile: bool = False
 
     def __post_init__(self):
-        if self.steps < 1 or self.learning_rate <= 0 or not 0 <= self.ema < 1 or not 0 < self.decay <= 1 or self.minutes < 0:
+        if self.steps < 1 or not 0 < self.learning_rate < 1e9 or not 0 <= self.ema < 1 or not 0 < self.decay <= 1 or not self.minutes >= 0:
             raise TrainingError(
                 f"steps={self.steps}, learning_rate={self.learning_rate}, ema={self.ema}, decay={self.decay}, minutes={self.minutes}: "
                 "use at least 1 step, a positive rate, ema from 0 to below 1, decay above 0 and at most 1, minutes of 0 or more"
             )
 
 
+@runtime_checkable
 class Task(Protocol):
     """What is trained: `batch(step)` is a pure function of the step and the task's seed."""
 
@@ -93,6 +94,7 @@ class Trainer:
             group["lr"] = self.rate()
         batch = self.task.batch(self.step)
         device = next(iter(self.parameters.values())).device
+        torch.manual_seed(self.settings.seed * 1_000_003 + self.step)  # dropout, too, is a function of (seed, step)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             loss, figures = self.task.losses(batch)
         if not torch.isfinite(loss):
@@ -133,8 +135,8 @@ class Trainer:
         load_into(self.average, tensors["average.safetensors"])
         for name, p in self.parameters.items():
             keys = [k for k in tensors["optimizer.safetensors"] if k.rpartition(":")[0] == name]
-            self.optimizer.state[p] = {k.rpartition(":")[2]: tensors["optimizer.safetensors"][k].to(p.device) for k in keys}
-            self.optimizer.state[p]["step"] = self.optimizer.state[p]["step"].to(torch.float32)
+            if keys:  # a weight that has had no gradient yet has no moments
+                self.optimizer.state[p] = {k.rpartition(":")[2]: tensors["optimizer.safetensors"][k].to(p.device) for k in keys}
 
 
 def load_into(tensors: dict[str, Tensor], values: dict[str, Tensor]) -> None:

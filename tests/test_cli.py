@@ -1,0 +1,144 @@
+"""Commands in, exit codes and lines out: 0 and results on stdout, or 2 and one line on stderr."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mmgpt.cli import main, parser
+from mmgpt.data.sheet import contact_sheet
+from mmgpt.errors import InputError
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def picture_file(tmp_path) -> Path:
+    path = tmp_path / "red.png"
+    Image.new("RGB", (20, 30), "red").save(path)
+    return path
+
+
+def refused(capsys, *words) -> str:
+    """The one line that a mistake gives."""
+    code = main([str(word) for word in words])
+    out, err = capsys.readouterr()
+    assert code == 2 and out == "" and err.startswith("mmgpt: error: ") and err.count("\n") == 1 and err.endswith("\n"), (code, out, err)
+    return err
+
+
+def test_caption_names_each_file(tiny_folder, picture_file, capsys):
+    assert main(["caption", str(picture_file), str(picture_file), "--checkpoint", str(tiny_folder)]) == 0
+    out, err = capsys.readouterr()
+    assert [line.startswith(f"{picture_file}: ") for line in out.splitlines()] == [True, True] and err == ""
+
+
+def test_caption_as_json(tiny_folder, picture_file, capsys):
+    assert main(["caption", str(picture_file), "--json", "--prompt", "group:", "--checkpoint", str(tiny_folder)]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert found["file"] == str(picture_file) and isinstance(found["caption"], str)
+
+
+def test_draw_writes_what_it_prints_and_the_seed_decides(tiny_folder, tmp_path, capsys):
+    def drawn(name: str, *more: str) -> list[bytes]:
+        assert main(["draw", "a", "red", "apple", "-o", str(tmp_path / name), "--checkpoint", str(tiny_folder), *more]) == 0
+        return [Path(line).read_bytes() for line in capsys.readouterr().out.splitlines()]
+
+    (one,) = drawn("one.png", "--seed", "4")
+    three, four, five = drawn("more.png", "--seed", "3", "-n", "3", "--guidance", "3")
+    assert one == four and len({three, four, five}) == 3
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == ["more-1.png", "more-2.png", "more-3.png", "one.png"]
+
+
+def test_demo_draws_a_sheet(tiny_folder, picture_file, tmp_path, capsys):
+    assert main(["demo", str(picture_file), "-o", str(tmp_path / "demo"), "--checkpoint", str(tiny_folder)]) == 0
+    assert "red.png" in capsys.readouterr().out
+    assert len(list((tmp_path / "demo").glob("?-*.png"))) == 8 and (tmp_path / "demo" / "drawings.png").is_file()
+
+
+def test_info(tiny_folder, capsys):
+    assert main(["info", str(tiny_folder)]) == 0
+    out = capsys.readouterr().out
+    assert "model.safetensors" in out and "# tiny" in out and "2 x 4 codes in 10 positions" in out
+
+
+def test_train_lists_recipes_and_their_settings(capsys):
+    assert main(["train", "list"]) == 0
+    out = capsys.readouterr().out
+    from mmgpt.train.recipes import RECIPES
+
+    assert all(f"\nmmgpt train {name}" in out for name in RECIPES) and "learning_rate=" in out and "codec=runs/" in out
+
+
+def test_train_shows_losses_and_writes_a_checkpoint(emoji40, tmp_path, capsys):
+    words = "width=16 blocks=1 levels=4,4 batch_size=2 steps=3 minutes=0 save_every=0 log_every=1".split()
+    assert main(["train", "emoji-codec", f"data={emoji40}", f"out={tmp_path / 'run'}", *words]) == 0
+    out, err = capsys.readouterr()
+    assert "after 3 steps" in out and "step 3 | image " in err and "s left" in err
+    assert (tmp_path / "run" / "final" / "manifest.json").is_file()
+
+
+def test_mistakes_are_one_line(tiny_folder, picture_file, tmp_path, emoji40, capsys):
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n rubbish")
+    model = ["--checkpoint", tiny_folder]
+    assert "COMMAND" in refused(capsys)
+    assert "invalid choice" in refused(capsys, "paint")
+    assert "--colour" in refused(capsys, "caption", picture_file, "--colour", "red")
+    assert "does not exist" in refused(capsys, "caption", tmp_path / "none.png", *model)
+    assert "broken" in refused(capsys, "caption", tmp_path / "broken.png", *model)
+    assert "broken" in refused(capsys, "caption", picture_file, tmp_path / "broken.png", *model)
+    assert "folder" in refused(capsys, "caption", tmp_path, *model)
+    assert "no checkpoint 'nobody'" in refused(capsys, "caption", picture_file, "--checkpoint", "nobody")
+    assert "no manifest.json" in refused(capsys, "info", tmp_path)
+    assert ".bmp" in refused(capsys, "draw", "a cat", "-o", tmp_path / "cat.bmp", *model)
+    assert "no folder" in refused(capsys, "draw", "a cat", "-o", tmp_path / "none" / "cat.png", *model)
+    assert "guidance=-1" in refused(capsys, "draw", "a cat", "-o", tmp_path / "cat.png", "--guidance", "-1", *model)
+    assert "guidance=nan" in refused(capsys, "draw", "a cat", "-o", tmp_path / "cat.png", "--guidance", "nan", *model)
+    assert "--seed" in refused(capsys, "draw", "a cat", "-o", tmp_path / "cat.png", "--seed", "-1", *model)
+    assert "--count" in refused(capsys, "draw", "a cat", "-o", tmp_path / "cat.png", "-n", "0", *model)
+    assert "characters" in refused(capsys, "draw", "x" * 200_000, "-o", tmp_path / "cat.png", *model)
+    assert "no recipe 'me'" in refused(capsys, "train", "me")
+    assert "key=value" in refused(capsys, "train", "emoji", "minutes")
+    assert "unknown setting 'hours'" in refused(capsys, "train", "emoji", "hours=3")
+    assert "no file" in refused(capsys, "eval", "caption", tiny_folder, "--data", tmp_path / "none.parquet")
+    assert "--json" in refused(capsys, "eval", "caption", tiny_folder, "--data", emoji40, "--json", tmp_path / "none" / "out.json")
+    assert "--guidance" in refused(capsys, "eval", "draw", tiny_folder, "--data", emoji40, "--guidance", "much")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.png", "red.png"]
+
+
+def test_a_file_that_cannot_be_written_is_one_line(tiny_folder, tmp_path, capsys):
+    (tmp_path / "demo").write_text("a file where the folder should be")
+    assert "demo" in refused(capsys, "demo", "-o", tmp_path / "demo", "--checkpoint", tiny_folder)
+
+
+def test_eval_caption_prints_and_writes_figures(tiny_folder, emoji40, tmp_path, capsys):
+    out = tmp_path / "out.json"
+    assert main(["eval", "caption", str(tiny_folder), "--data", str(emoji40), "--leave-out", "emojione", "--json", str(out)]) == 0
+    figures = json.loads(out.read_text())
+    assert figures["what"] == "caption" and figures["leave_out"] == "emojione" and 0 <= figures["groups_of_test_concepts"]["exact"] <= 1
+    assert "nearest_neighbour" in capsys.readouterr().out
+
+
+def test_every_command_has_help_with_an_example(capsys):
+    for words in (["caption"], ["draw"], ["demo"], ["info"], ["train"], ["eval", "caption"], ["eval", "draw"], ["eval", "codec"]):
+        with pytest.raises(SystemExit) as stop:
+            parser().parse_args([*words, "--help"])
+        assert stop.value.code == 0 and "example:\n  mmgpt " in capsys.readouterr().out
+
+
+def test_help_needs_no_torch_and_the_module_runs():
+    code = "import sys, mmgpt.cli; mmgpt.cli.parser().format_help(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+    shown = subprocess.run([sys.executable, "-m", "mmgpt", "draw"], cwd=ROOT, capture_output=True, text=True)
+    assert shown.returncode == 2 and shown.stderr.count("\n") == 1 and "Traceback" not in shown.stderr
+
+
+def test_contact_sheet_holds_every_picture_and_refuses_what_does_not_match():
+    images = [Image.new("RGB", size, "red") for size in ((10, 10), (40, 10), (1, 300))]
+    sheet = contact_sheet(images, ["a", "a very long text " * 20, "\N{CAT FACE}"], columns=2, side=64)
+    assert sheet.size == (2 * 72, 2 * (76 + 28)) and sheet.getpixel((36, 36)) == (255, 0, 0)
+    with pytest.raises(InputError, match="3 pictures, 1 texts"):
+        contact_sheet(images, ["a"])

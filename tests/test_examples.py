@@ -1,0 +1,46 @@
+"""Every example runs, and does what it says."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def example(name: str):
+    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_captioning(tiny_folder, capsys):
+    found = example("captioning").main(["--checkpoint", str(tiny_folder)])
+    assert len(found) == len(list((EXAMPLES / "pictures").glob("*.png"))) == len(capsys.readouterr().out.splitlines())
+
+
+def test_image_generation_writes_a_contact_sheet(tiny_folder, tmp_path):
+    prompts = ["a red apple", "a cat", "a house"]
+    out = example("image_generation").main([*prompts, "-o", str(tmp_path / "sheet.png"), "--checkpoint", str(tiny_folder)])
+    assert Image.open(out).size[0] == 3 * 136
+
+
+def test_train_tiny_makes_every_loss_fall(tmp_path, capsys):
+    falls = example("train_tiny").main(20, str(tmp_path / "run"))
+    for name, (first, last) in falls.items():
+        assert last < 0.95 * first, name
+    assert "names right" in capsys.readouterr().out and (tmp_path / "run" / "drawn.png").is_file()
+
+
+def test_add_a_modality(capsys):
+    found = example("add_a_modality").main(20)
+    assert found and all(isinstance(named, str) and len(played.pitches) == len(right.pitches) for named, played, right in found.values())
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
+def test_examples_are_short_and_say_how_to_run_them(path):
+    text = path.read_text()
+    assert f"python examples/{path.name}" in text.split('"""')[1]
+    assert sum(1 for line in text.splitlines() if line.strip()) <= 120 if path.stem == "add_a_modality" else len(text.splitlines()) < 100

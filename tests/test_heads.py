@@ -1,0 +1,116 @@
+"""Heads: views of one table. A head learns from its own loss only, scores what may come next only, and is never fed nothing."""
+
+import pytest
+import torch
+from tiny import gap, picture, tiny_gpt
+
+from mmgpt.decoders import heads
+from mmgpt.decoders.heads import TableHead
+from mmgpt.encoders.codes import Table
+from mmgpt.errors import TrainingError
+from mmgpt.layout import Span
+from mmgpt.pack import pack
+from mmgpt.train.loop import Settings, Trainer
+from mmgpt.types import VECTOR, Part
+
+
+def head_of(ids: Span, count: int = 20) -> tuple[TableHead, Table]:
+    torch.manual_seed(0)
+    table = Table(count, 8)
+    table.weight.data.normal_()
+    return TableHead(table, ids), table
+
+
+@torch.no_grad()
+def test_a_slice_is_the_full_head_masked():
+    head, table = head_of(Span(4, 16))
+    h_ND, full_NV = torch.randn(5, 8), torch.full((5, 20), -torch.inf)
+    full_NV[:, 7:11] = (h_ND @ table.weight.T)[:, 7:11]
+    part_NV = head.logits(h_ND, Span(7, 11))
+    assert gap(part_NV, full_NV[:, 7:11]) < 1e-5
+    assert gap(part_NV.softmax(-1), full_NV.softmax(-1)[:, 7:11]) < 1e-5
+    assert gap(head.logits(h_ND), (h_ND @ table.weight.T)[:, 4:16]) < 1e-5
+    assert head.logits(h_ND, Span(5, 5)).shape == (5, 0), "no rows are no rows, not all of them"
+
+
+@torch.no_grad()
+def test_loss_is_cross_entropy_among_the_heads_own_ids():
+    head, table = head_of(Span(4, 16))
+    h_ND, ids = torch.randn(3, 8), torch.tensor([4, 15, 9])
+    own = (h_ND @ table.weight.T)[:, 4:16].log_softmax(-1)
+    assert gap(head.loss(h_ND, ids), -own[range(3), ids - 4]) < 1e-5
+
+
+def test_in_chunks_is_all_at_once(monkeypatch):
+    head, table = head_of(Span(0, 20))
+    h_ND, ids = torch.randn(10, 8, requires_grad=True), torch.randint(0, 20, (10,))
+    found = []
+    for chunk in (100, 3, 1):
+        monkeypatch.setattr(heads, "CHUNK", chunk)
+        loss_N = head.loss(h_ND, ids)
+        found.append((loss_N.detach(), *torch.autograd.grad(loss_N.sum(), [h_ND, table.weight])))
+    assert all(gap(one, other) < 1e-5 for chunked in found[1:] for one, other in zip(found[0], chunked, strict=True))
+
+
+def test_logits_of_many_positions_are_never_held_at_once(monkeypatch):
+    head, _ = head_of(Span(0, 20))
+    monkeypatch.setattr(heads, "CHUNK", 3)
+    sizes, logits = [], head.logits
+    monkeypatch.setattr(head, "logits", lambda h: sizes.append(len(h)) or logits(h))
+    head.loss(torch.randn(10, 8), torch.zeros(10, dtype=torch.long))
+    assert sizes == [3, 3, 3, 1]
+
+
+def test_every_head_learns_from_its_own_loss_only():
+    """A row of the table gets a gradient where its head scores it, or where its id stands in the stream: no other."""
+    gpt = tiny_gpt()
+    sample = [Part("draw:", True), Part(picture(), True)]
+    stream = pack([gpt.write(sample)], gpt.spans)
+    losses = gpt.losses(stream)
+    assert losses.keys() == gpt.heads.keys() == {"text", "image"}
+    standing = set(stream.ids_BT[stream.ids_BT != VECTOR].tolist())
+    for name, loss_N in losses.items():
+        (gradient,) = torch.autograd.grad(loss_N.mean(), gpt.table.weight, retain_graph=True)
+        touched = set(gradient.abs().sum(-1).nonzero().flatten().tolist())
+        own = set(range(gpt.spans[name].start, gpt.spans[name].stop))
+        assert own <= touched <= own | standing, name
+
+
+def test_every_part_of_the_model_learns():
+    """Both directions together reach every weight but the frozen codec's."""
+    gpt = tiny_gpt()
+    samples = [[Part(picture()), Part("caption:"), Part("a cat", True)], [Part("a cat"), Part(picture(), True)]]
+    losses = gpt.losses(pack([gpt.write(sample) for sample in samples], gpt.spans))
+    sum(loss_N.mean() for loss_N in losses.values()).backward()
+    still = [name for name, p in gpt.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert still and all(name.startswith("codecs.") for name in still)
+
+
+class Given:
+    """A task whose loss is what it was given, times a weight of 1."""
+
+    def __init__(self, loss: float, gradient: float = 1.0):
+        self.loss, self.gradient, self.model = loss, gradient, torch.nn.Linear(1, 1, bias=False)
+        torch.nn.init.ones_(self.model.weight)
+
+    def batch(self, step):
+        return step
+
+    def losses(self, batch):
+        weight = self.model.weight.sum()
+        weight.register_hook(lambda g: g * self.gradient)
+        return weight * self.loss, {"given": self.loss}
+
+    def size(self, batch):
+        return 1
+
+
+@pytest.mark.parametrize(("loss", "gradient", "message"), [("inf", 1, "the loss at step 0 is inf"), ("nan", 1, "is nan"), (1, "inf", "the gradient")])
+def test_a_loss_or_gradient_that_is_not_finite_is_refused(loss, gradient, message):
+    """Before anything is changed."""
+    trainer = Trainer(Given(float(loss), float(gradient)), Settings(steps=3))
+    with pytest.raises(TrainingError, match=f"{message}.*lower learning_rate"):
+        trainer.update()
+    assert trainer.task.model.weight.item() == 1 and trainer.step == 0 and not trainer.optimizer.state
+    trainer = Trainer(Given(1.0), Settings(steps=3))
+    assert trainer.update()["loss"] == 1

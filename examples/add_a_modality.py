@@ -14,7 +14,6 @@ from torch import nn
 from mmgpt.decoders.heads import TableHead
 from mmgpt.decoders.transformer import DecoderConfig
 from mmgpt.encoders.text import TextCodec
-from mmgpt.generate.sampling import GREEDY
 from mmgpt.layout import CodesLayout, Span, TextLayout, VectorsLayout
 from mmgpt.model import GPT, Port
 from mmgpt.pack import pack
@@ -68,11 +67,10 @@ def build() -> GPT:
     text = TextCodec.train(TUNES, 300)
     end, begin, opened, closed, first = range(text.num_codes, text.num_codes + 5)  # ids: text, these four, notes
     notes = Span(first, first + NOTES)
-    melody = Port(Melody, MelodyEncoder(64), VectorsLayout(opened, closed), MelodyCodec(), CodesLayout(opened, notes, closed), (1, 1, LENGTH))
-    ports = {"text": Port(str, codec=text, writes=TextLayout(Span(0, begin), end)), "melody": melody}
-    gpt = GPT(DecoderConfig(64, 2, 2, 1, 32, 128), ports, notes.stop, begin)
-    gpt.heads["melody"] = MelodyHead(gpt.table, notes)
-    return gpt
+    reads, writes = VectorsLayout(opened, closed), CodesLayout(opened, notes, closed)
+    melody = Port(Melody, MelodyEncoder(64), reads, MelodyCodec(), writes, grid=(1, 1, LENGTH), head=MelodyHead)
+    ports = {"text": Port(str, codec=text, writes=TextLayout(Span(0, begin), end), grid=(1, 1, 16)), "melody": melody}
+    return GPT(DecoderConfig(64, 2, 2, 1, 32, 128), ports, notes.stop, begin)
 
 
 def main(steps: int = 80) -> None:
@@ -91,8 +89,7 @@ def main(steps: int = 80) -> None:
             print(f"step {step:3}  " + "  ".join(f"{head} {float(loss.detach()):.3f}" for head, loss in losses.items()))
     for name, tune in TUNES.items():
         named = gpt.generate([Melody(tuple(p + 2 for p in tune))], to="text")  # in a key it was not trained on
-        melody = gpt.generate([name], to="melody", sampling=GREEDY, guidance=1.0)
-        print(f"{name}: heard as {named!r}, played as {melody.pitches}")
+        print(f"{name}: heard as {named!r}, played as {gpt.generate([name], to='melody').pitches}")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from torch import Tensor
 from mmgpt.checkpoint import load_exactly, parsed, read_folder, write_folder
 from mmgpt.decoders.image_codec import ImageCodec, ImageCodecConfig, PictureCodec
 from mmgpt.decoders.transformer import DecoderConfig
-from mmgpt.encoders.image import PatchEncoder
+from mmgpt.encoders.image import ConvEncoder, PatchEncoder
 from mmgpt.encoders.text import TextCodec
 from mmgpt.errors import CheckpointError, InputError
 from mmgpt.generate.sampling import Sampling
@@ -34,6 +34,7 @@ class NativeConfig:
     picture: int = 64
     patch: int = 8
     patch_hidden: int = 0
+    conv_stem: int = 0  # above 0: patches are read through a convolutional network of so many channels at half size
     max_length: int = 1024
     max_text: int = 64  # ids of an answer, where the caller names no limit
     guidance: float = 3.0  # of pictures, and how their codes are drawn
@@ -60,7 +61,11 @@ def build(config: NativeConfig, text: TextCodec, codec: ImageCodec) -> GPT:
     begin, open_picture, close_picture = (ids.take().start for _ in range(3))
     codes = ids.take(config.codec.num_codes)
     rows, columns = (config.picture // stride for stride in config.codec.stride)
-    encoder = PatchEncoder(config.decoder.width, config.patch, square=config.picture, hidden=config.patch_hidden)
+    width = config.decoder.width
+    if config.conv_stem:
+        encoder = ConvEncoder(width, config.patch, (config.picture // config.patch) ** 2, config.picture, config.conv_stem)
+    else:
+        encoder = PatchEncoder(width, config.patch, square=config.picture, hidden=config.patch_hidden)
     ports = {
         "text": Port(str, codec=text, writes=TextLayout(words, words.stop - 1), grid=(1, 1, config.max_text)),
         "image": Port(

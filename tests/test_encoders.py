@@ -163,13 +163,19 @@ def test_a_tone_is_the_same_tone_at_another_rate():
     assert gap(there[300:-300], here[300:-300]) < 0.01
 
 
-def test_a_rate_without_a_common_divisor_is_rounded_and_stays_small():
-    assert len(FrameEncoder(WIDTH).prepare(tone(500, 0.04, 44_101))) == 1  # taken as it stands its filter would have 700 million numbers
+def test_resampling_filters_stay_small(monkeypatch):
+    """A filter has rate x 16,000 / gcd² numbers: at 44,101 Hz as it stands 700 million."""
+    asked = []
+    monkeypatch.setattr("torchaudio.functional.resample", lambda sound_N, rate, new: asked.append(rate) or sound_N)
+    for rate in (4_001, 44_101, 191_999):
+        FrameEncoder(WIDTH).prepare(noise(1, rate))
+        assert math.gcd(asked[-1], RATE) >= 25 and abs(asked[-1] / rate - 1) < 0.004
 
 
 def test_a_tone_stands_in_its_mel_band():
     encoder = MelEncoder(WIDTH, mels=40)
-    loudest = [int(rearrange(encoder.prepare(tone(hertz, 0.2)).values_NF, "n (m k) -> n m k", m=40)[2].mean(-1).argmax()) for hertz in (300, 1000, 4000)]
+    prepared = [encoder.prepare(tone(hertz, 0.2)).values_NF for hertz in (300, 1000, 4000)]
+    loudest = [int(rearrange(values_NF, "n (m k) -> n m k", m=40)[2].mean(-1).argmax()) for values_NF in prepared]
     assert loudest == sorted(set(loudest))
     centre = encoder.spectrogram.mel_scale.fb.argmax(0)[loudest[1]] * RATE / encoder.WINDOW
     assert abs(float(centre) - 1000) <= 80

@@ -287,7 +287,7 @@ def test_what_the_codec_cannot_do():
         with pytest.raises(InputError, match=f"{size[0]} rows x {size[1]} columns"):
             codec.encode(torch.zeros(1, 3, *size))
     for code in (-1, 16):
-        with pytest.raises(InputError, match=f"code {code} of a codec with 16 codes"):
+        with pytest.raises(InputError, match=f"codes .*{code}.* of a codec with 16 codes"):
             codec.decode(torch.tensor([[[3, code]]]))
 
 

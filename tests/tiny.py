@@ -41,6 +41,6 @@ def picture(seed: int = 0, side: int = 16) -> Image.Image:
 
 def gap(a, b) -> float:
     """The largest difference of two arrays or tensors of one shape."""
-    a, b = torch.as_tensor(a), torch.as_tensor(b)
+    a, b = torch.as_tensor(a).detach(), torch.as_tensor(b).detach()
     assert a.shape == b.shape, f"{tuple(a.shape)} and {tuple(b.shape)}"
     return float((a.double() - b.double()).abs().max()) if a.numel() else 0.0

@@ -15,6 +15,7 @@ from PIL.Image import Image, fromarray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmgpt.encoders.conv import Downsample, ResidualBlock, Upsample, fold, unfold
 from mmgpt.encoders.image import fitted, opaque, pixels_of
 from mmgpt.errors import InputError
 
@@ -33,47 +34,6 @@ class ImageCodecConfig:
     @property
     def num_codes(self) -> int:
         return prod(self.levels)
-
-
-class ResidualBlock(nn.Module):
-    def __init__(self, width: int):
-        super().__init__()
-        self.norm = nn.GroupNorm(8, width)
-        self.spatial = nn.Conv2d(width, width, 3, padding=1)
-        self.mix = nn.Conv2d(width, width, 1)
-        nn.init.zeros_(self.mix.weight)
-        nn.init.zeros_(self.mix.bias)
-
-    def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h w"]:
-        return x + self.mix(F.silu(self.spatial(F.silu(self.norm(x)))))
-
-
-def fold(pixels: Float[Tensor, "B C H W"], rows: int, columns: int) -> Float[Tensor, "B c h w"]:
-    return rearrange(pixels, "b c (h p) (w q) -> b (c p q) h w", p=rows, q=columns)
-
-
-def unfold(x: Float[Tensor, "B c h w"], rows: int, columns: int) -> Float[Tensor, "B C H W"]:
-    return rearrange(x, "b (c p q) h w -> b c (h p) (w q)", p=rows, q=columns)
-
-
-class Downsample(nn.Module):
-    def __init__(self, width_in: int, width_out: int, factor: tuple[int, int]):
-        super().__init__()
-        self.factor = factor
-        self.conv = nn.Conv2d(width_in * factor[0] * factor[1], width_out, 1)
-
-    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B c h w"]:
-        return self.conv(fold(x, *self.factor))
-
-
-class Upsample(nn.Module):
-    def __init__(self, width_in: int, width_out: int, factor: tuple[int, int]):
-        super().__init__()
-        self.factor = factor
-        self.conv = nn.Conv2d(width_in, width_out * factor[0] * factor[1], 1)
-
-    def forward(self, x: Float[Tensor, "B c h w"]) -> Float[Tensor, "B C H W"]:
-        return unfold(self.conv(x), *self.factor)
 
 
 def factors(stride: tuple[int, int]) -> list[tuple[int, int]]:
@@ -127,7 +87,7 @@ class ImageCodec(nn.Module):
     @torch.no_grad()
     def decode(self, codes: Int[Tensor, "B h w"]) -> Float[Tensor, "B 3 H W"]:
         if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < self.num_codes:
-            raise InputError(f"code {int(codes.max())} of a codec with {self.num_codes} codes: codes run from 0 to {self.num_codes - 1}")
+            raise InputError(f"codes {int(codes.min())}..{int(codes.max())} of a codec with {self.num_codes} codes: they run from 0 to {self.num_codes - 1}")
         return unfold(self.synthesis(self.quantise.indices_to_codes(codes)), PATCH, PATCH).clamp(-1, 1)
 
 

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
+from mmgpt.encoders.conv import Downsample, ResidualBlock, fold
 from mmgpt.encoders.places import Places
 from mmgpt.errors import InputError
 from mmgpt.types import Prepared
@@ -72,3 +73,39 @@ class PatchEncoder(nn.Module):
 
     def forward(self, prepared: Prepared, /) -> Float[Tensor, "N D"]:
         return self.map(prepared.values_NF) + self.places(prepared.place_N3)
+
+
+class ConvEncoder(PatchEncoder):
+    """Patches whose vectors come from a small residual network over the whole picture: it learns from far fewer pictures.
+
+    Pictures of one size go through it together. `patch` is a power of two: the network halves the picture until one vector a
+    patch is left, from `stem` channels at half size, doubling up to `width`.
+    """
+
+    def __init__(self, width: int, patch: int = 16, max_patches: int = 1024, square: int | None = None, stem: int = 32):
+        super().__init__(width, patch, max_patches, square)
+        if patch < 4 or patch & (patch - 1):
+            raise InputError(f"patches of {patch} pixels: this encoder takes a power of two of at least 4")
+        widths = [stem]
+        layers: list[nn.Module] = [nn.Conv2d(12, stem, 3, padding=1), ResidualBlock(stem)]
+        while 2 ** len(widths) < patch:
+            widths.append(min(2 * widths[-1], width))
+            layers += [Downsample(widths[-2], widths[-1]), ResidualBlock(widths[-1]), ResidualBlock(widths[-1])]
+        self.map = nn.Sequential(*layers, nn.GroupNorm(8, widths[-1]), nn.SiLU(), nn.Conv2d(widths[-1], width, 1))
+
+    def forward(self, prepared: Prepared, /) -> Float[Tensor, "N D"]:
+        """Where a picture ends is read off its places: every picture begins at place (0, 0, 0)."""
+        starts = (prepared.place_N3.sum(1) == 0).nonzero()[:, 0].tolist() + [len(prepared.values_NF)]
+        pieces = list(zip(starts, starts[1:], strict=False))
+        by_size: dict[tuple[int, int], list[int]] = {}
+        for number, (start, stop) in enumerate(pieces):
+            rows, columns = (prepared.place_N3[stop - 1, 1:] + 1).tolist()
+            by_size.setdefault((rows, columns), []).append(number)
+        found: list[Tensor] = [None] * len(pieces)
+        for (rows, columns), numbers in by_size.items():
+            values = torch.stack([prepared.values_NF[slice(*pieces[n])] for n in numbers])
+            pixels = rearrange(values, "b (h w) (p q c) -> b c (h p) (w q)", h=rows, w=columns, p=self.patch, q=self.patch)
+            vectors = rearrange(self.map(fold(pixels.contiguous(memory_format=torch.channels_last), 2, 2)), "b d h w -> b (h w) d")
+            for n, vector in zip(numbers, vectors, strict=True):
+                found[n] = vector
+        return torch.cat(found) + self.places(prepared.place_N3)

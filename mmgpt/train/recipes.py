@@ -69,6 +69,8 @@ class EmojiOptions:
     image_weight: float = 1.0
     row_length: int = 0
     skin_weight: float = 0.35
+    patch: int = 16
+    conv_stem: int = 32  # 0: bare patches, one linear map
     device: str = "cpu"
     backend: str = "sdpa"
 
@@ -93,7 +95,7 @@ def emoji(words: dict[str, str]) -> Job:
         text = TextCodec.train(texts, 2048)
         decoder = replace(decoder_preset(options.depth), width=options.width, num_heads=options.width // 64, num_kv_heads=max(1, options.width // 128))
         decoder = replace(decoder, mlp_width=64 * round(options.width / 24))
-        model = build(NativeConfig(decoder, codec.config, text.num_codes), text, codec)
+        model = build(NativeConfig(decoder, codec.config, text.num_codes, patch=options.patch, conv_stem=options.conv_stem), text, codec)
     mix = Mix(options.captions, options.draws, options.drop, options.text_weight, options.image_weight, options.row_length)
     task = GPTTask(model.to(options.device).train(), pixels(chosen), items, mix, settings.seed, backend=options.backend)
     return Job(task, settings, options.out, options.resume)

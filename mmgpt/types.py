@@ -21,9 +21,9 @@ VECTOR = -1  # stands where an encoder's vector goes instead of an id
 
 @dataclass(frozen=True)
 class Audio:
-    """Sound: `samples` in [-1, 1], shape (channels, samples); `rate` in Hz."""
+    """Sound: `samples` in [-1, 1], shape (channels, samples) or (samples,); `rate` in Hz."""
 
-    samples: Float[Tensor, "C N"]
+    samples: Float[Tensor, "*C N"]
     rate: int
 
 
@@ -35,7 +35,7 @@ class Video:
     fps: float
 
 
-Segment = str | Image | Audio | Video
+Segment = object  # str, PIL.Image.Image, Audio, Video, or what a port of one's own takes: `GPT.port_of` refuses the rest
 
 
 @dataclass(frozen=True)

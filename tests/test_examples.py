@@ -4,7 +4,8 @@ import importlib.util
 from pathlib import Path
 
 import pytest
-from PIL import Image
+
+from mmgpt.data.pictures import open_picture
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -24,7 +25,7 @@ def test_captioning(tiny_folder, capsys):
 def test_image_generation_writes_a_contact_sheet(tiny_folder, tmp_path):
     prompts = ["a red apple", "a cat", "a house"]
     out = example("image_generation").main([*prompts, "-o", str(tmp_path / "sheet.png"), "--checkpoint", str(tiny_folder)])
-    assert Image.open(out).size[0] == 3 * 136
+    assert open_picture(out).width == 3 * 136
 
 
 def test_train_tiny_makes_every_loss_fall(tmp_path, capsys):

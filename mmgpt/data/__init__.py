@@ -1,0 +1,1 @@
+"""Pictures and words from outside -> records, upright RGB pictures, training rows."""

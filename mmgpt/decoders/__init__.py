@@ -1,0 +1,1 @@
+"""Vectors -> vectors (the shared transformer) -> codes (heads) -> raw values (codecs)."""

@@ -1,0 +1,1 @@
+"""Raw values -> vectors, one file a modality."""

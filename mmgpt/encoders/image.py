@@ -17,8 +17,6 @@ def pixels_of(image: Image.Image) -> Float[Tensor, "3 H W"]:
     """RGB pixels in [-1, 1]."""
     if not isinstance(image, Image.Image):
         raise InputError(f"a picture of type {type(image).__name__}: pass a PIL image, or open a file with mmgpt.open_picture")
-    if not image.width or not image.height:
-        raise InputError(f"a picture of {image.width}x{image.height} pixels: pass one of at least 1x1")
     array = np.array(opaque(image))
     return rearrange(torch.from_numpy(array), "h w c -> c h w").float() / 127.5 - 1
 
@@ -34,6 +32,8 @@ def opaque(image: Image.Image) -> Image.Image:
 
 def fitted(image: Image.Image, patch: int, max_patches: int, square: int | None = None) -> Image.Image:
     """The picture with sides that are multiples of `patch`, at most `max_patches` patches, aspect ratio kept as well as that allows."""
+    if not image.width or not image.height:
+        raise InputError(f"a picture of {image.width}x{image.height} pixels: pass one of at least 1x1")
     if square:
         size = (square, square)
     else:

@@ -1,0 +1,1 @@
+"""A checkpoint -> figures: captions, drawings, the codec."""

@@ -1,0 +1,1 @@
+"""Requests -> segments: the engine, sampling, guidance."""

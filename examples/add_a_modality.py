@@ -38,7 +38,7 @@ class MelodyEncoder(nn.Module):
     def prepare(self, value: Melody, /) -> Prepared:
         pitch_N, time_N = torch.tensor(value.pitches), torch.arange(len(value.pitches))
         values_NF = torch.stack([(pitch_N - 60) / 12, (pitch_N - pitch_N[:1]) / 12], 1)
-        return Prepared(values_NF, torch.stack([time_N] * 3, 1), (1, 1, len(time_N)))
+        return Prepared(values_NF, torch.stack([time_N] * 3, 1), ((1, 1, len(time_N)),))
 
     def forward(self, prepared: Prepared, /) -> torch.Tensor:
         return self.map(prepared.values_NF)

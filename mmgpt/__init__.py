@@ -1,4 +1,4 @@
-"""One GPT that reads and writes text, pictures, sound and video: segments in, one stream of vectors, segments out."""
+"""One GPT that reads and writes text and pictures, and reads sound and video: segments in, one stream of vectors, segments out."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING

@@ -18,6 +18,7 @@ from mmgpt.errors import CheckpointError
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+MAX_MANIFEST = 2**20
 
 
 def write_folder(path: str | Path, tensors: Mapping[str, Mapping[str, Tensor]], texts: Mapping[str, str]) -> Path:
@@ -29,6 +30,8 @@ def write_folder(path: str | Path, tensors: Mapping[str, Mapping[str, Tensor]], 
     from safetensors.torch import save
 
     path = Path(path)
+    if path.exists() and not (path / MANIFEST).is_file() and not (path.is_dir() and not any(path.iterdir())):
+        raise CheckpointError(f"{path} exists and is no checkpoint: nothing of it was touched; choose another folder")
     fresh = path.with_name(f"{path.name}.new-{uuid.uuid4().hex[:8]}")
     try:
         fresh.mkdir(parents=True)
@@ -102,6 +105,9 @@ def read_folder(path: str | Path) -> tuple[dict[str, dict[str, Tensor]], dict[st
 def read_manifest(path: Path) -> dict:
     if not (path / MANIFEST).is_file():
         raise CheckpointError(f"{path} is no checkpoint: it has no {MANIFEST}; pass a folder that mmgpt has written")
+    size = (path / MANIFEST).stat().st_size
+    if size > MAX_MANIFEST:
+        raise CheckpointError(f"{path / MANIFEST} has {size} bytes, at most {MAX_MANIFEST} are read: copy the checkpoint again")
     try:
         manifest = json.loads((path / MANIFEST).read_text())
         version, files = manifest["format"], manifest["files"]

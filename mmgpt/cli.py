@@ -113,10 +113,10 @@ def caption(options: argparse.Namespace) -> None:
             images = [mmgpt.open_picture(file) for file in options.files[start : start + CHUNK]]
             found += gpt.caption(images, options.prompt)
             done(len(found))
+            if not options.json:  # what is known is said at once: a broken picture later on costs nothing
+                print("\n".join(f"{file}: {words}" for file, words in zip(options.files[start:], found[start:], strict=False)), flush=True)
     if options.json:
         print(json.dumps([{"file": file, "caption": words} for file, words in zip(options.files, found, strict=True)], ensure_ascii=False, indent=1))
-    else:
-        print("\n".join(f"{file}: {words}" for file, words in zip(options.files, found, strict=True)))
 
 
 # --- draw -----------------------------------------------------------------------------------------------------------------------------
@@ -136,6 +136,8 @@ def add_draw(commands) -> None:
 def draw(options: argparse.Namespace) -> None:
     from mmgpt.generate.engine import Request, run
 
+    if not " ".join(options.words).strip():
+        raise InputError("0 words to draw: say what the picture shows")
     paths = outputs(Path(options.out), options.count)
     gpt, words = load(options), " ".join(options.words)
     requests = [Request([words], "image", guidance=options.guidance, seed=options.seed + n) for n in range(options.count)]
@@ -275,7 +277,11 @@ def evaluate(options: argparse.Namespace) -> None:
 def evaluate_captions(options: argparse.Namespace, rows: list) -> dict:
     from mmgpt.evaluate.caption import evaluate_captions
 
-    return evaluate_captions(load(options), rows, options.leave_out)
+    gpt = load(options)
+    left_out = gpt.config.left_out or None
+    if options.leave_out and options.leave_out != left_out:
+        raise InputError(f"--leave-out {options.leave_out}: this checkpoint was trained without {left_out or 'nobody'}; its names of others are no test")
+    return evaluate_captions(gpt, rows, left_out)
 
 
 def evaluate_drawing(options: argparse.Namespace, rows: list) -> dict:

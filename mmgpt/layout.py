@@ -111,7 +111,7 @@ class TextLayout:
     ids: Span  # the tokenizer's ids and, last, `end`
     end: int | None
 
-    @lru_cache(maxsize=4096)  # noqa: B019 - a handful of frozen layouts live as long as the program
+    @lru_cache(maxsize=256)  # noqa: B019 - a handful of frozen layouts live as long as the program
     def script(self, grid: Grid) -> Script:
         length = grid[2]
         if length < 0:

@@ -138,12 +138,16 @@ class GPT(nn.Module):
         """One caption a picture, batched; greedy unless `sampling` says otherwise."""
         from mmgpt.generate.engine import Request, run
 
+        if not isinstance(images, (list, tuple)):
+            raise InputError(f"caption takes a list of pictures, not a {type(images).__name__}: caption([picture])")
         return [result.value for result in run(self, [Request([image, prompt], "text", **settings) for image in images])]
 
     def draw(self, prompts: Sequence[str], guidance: float | None = None, seed: int = 0, **settings) -> list[Segment]:
         """One picture a prompt, batched; prompt number i is drawn with seed + i."""
         from mmgpt.generate.engine import Request, run
 
+        if isinstance(prompts, str):
+            raise InputError(f"draw takes a list of prompts: draw([{prompts[:20]!r}]), or generate for a single one")
         requests = [Request([prompt], "image", guidance=guidance, seed=seed + i, **settings) for i, prompt in enumerate(prompts)]
         return [result.value for result in run(self, requests)]
 

@@ -18,7 +18,7 @@ from mmgpt.decoders.image_codec import ImageCodec, ImageCodecConfig, PictureCode
 from mmgpt.decoders.transformer import DecoderConfig
 from mmgpt.encoders.image import ConvEncoder, PatchEncoder
 from mmgpt.encoders.text import TextCodec
-from mmgpt.errors import CheckpointError, InputError
+from mmgpt.errors import CheckpointError, InputError, InputError
 from mmgpt.generate.sampling import Sampling
 from mmgpt.layout import CodesLayout, Span, TextLayout, VectorsLayout
 from mmgpt.model import GPT, Port
@@ -40,6 +40,14 @@ class NativeConfig:
     guidance: float = 3.0  # of pictures, and how their codes are drawn
     temperature: float = 1.0
     min_p: float = 0.0
+    left_out: str = ""  # the artist that the model was trained without, so that an evaluation can refuse another
+
+    def __post_init__(self):
+        sides = (self.patch, *self.codec.stride)
+        if any(side < 1 or self.picture % side for side in sides):
+            raise InputError(f"pictures of {self.picture} pixels in patches of {self.patch} and codes of {self.codec.stride}: use sides that divide them")
+        if self.decoder.position_axes != 3:
+            raise InputError(f"position_axes={self.decoder.position_axes}: written pictures need 3, or their codes share one position")
 
 
 class Ids:

@@ -55,23 +55,29 @@ Sample = list[Part]
 
 @dataclass(frozen=True)
 class Prepared:
-    """A segment ready for its encoder: raw values of each vector and where the vector stands, (time, row, column).
+    """Segments ready for their encoder: raw values of each vector and where the vector stands, (time, row, column).
 
-    Concatenating the fields of many segments gives the ragged batch that `Encoder.forward` takes.
+    `Encoder.prepare` makes one segment of it, `join` the ragged batch that `Encoder.forward` takes; `grids` has an entry a segment.
     """
 
     values_NF: Float[Tensor, "N F"]
     place_N3: Int[Tensor, "N 3"]
-    grid: Grid
+    grids: tuple[Grid, ...]
+
+    @property
+    def grid(self) -> Grid:
+        """The size of the one segment."""
+        (grid,) = self.grids
+        return grid
 
     def __len__(self) -> int:
         return len(self.values_NF)
 
 
 def join(prepared: list[Prepared]) -> Prepared:
-    """Many segments as one ragged batch; its grid counts all vectors."""
+    """Many segments as one ragged batch."""
     values = torch.cat([p.values_NF for p in prepared])
-    return Prepared(values, torch.cat([p.place_N3 for p in prepared]), (1, 1, len(values)))
+    return Prepared(values, torch.cat([p.place_N3 for p in prepared]), tuple(grid for p in prepared for grid in p.grids))
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ install_import_hook("mmgpt", f"{__name__}.checked")  # must stand before the fir
 def few_threads():
     import torch
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(min(2, torch.get_num_threads()))  # fewer where OMP_NUM_THREADS says so
 
 
 @pytest.fixture(scope="session")

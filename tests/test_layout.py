@@ -95,7 +95,7 @@ def test_text_parses_back(codes, more):
 def test_vectors_parse_back(grid, whole):
     count = grid[1] * grid[2]
     layout = VectorsLayout(5, 6, whole)
-    written = layout.write(Prepared(torch.zeros(count, 1), torch.zeros(count, 3, dtype=torch.long), grid), "image")
+    written = layout.write(Prepared(torch.zeros(count, 1), torch.zeros(count, 3, dtype=torch.long), (grid,)), "image")
     assert written.ids_N.tolist() == [5, *[VECTOR] * count, 6] and not written.choice_N.any()
     assert written.whole_N.tolist() == [False, *[whole] * count, False]
     assert parse(written.ids_N, [layout.script(grid)])[1].grid == grid
@@ -205,6 +205,8 @@ def test_golden_positions():
     assert position == [[0] * 3, [1] * 3, [2] * 3, *grid, [5] * 3, [6] * 3, [7] * 3]
     ends = replace(FORMS["chameleon"], row_end=103, table=None).write(np.zeros((2, 1), int))
     assert pack([[ends, words]], {}).position_BT3[0].tolist() == [[0] * 3, [1, 1, 1], [1, 1, 2], [1, 2, 1], [1, 2, 2], [3] * 3, [4] * 3, [5] * 3]
+    wide = CodesLayout(begin=101, ids=CODES, end=102).write(np.zeros((1, 3), int))
+    assert pack([[wide, words]], {}).position_BT3[0].tolist() == [[0] * 3, [1, 1, 1], [1, 1, 2], [1, 1, 3], [4] * 3, [5] * 3, [6] * 3]
     film = CodesLayout(begin=101, ids=CODES).write(np.zeros((3, 1, 1), int))
     assert pack([[film, words]], {}).position_BT3[0].tolist() == [[0] * 3, [1, 1, 1], [2, 1, 1], [3, 1, 1], [4] * 3, [5] * 3]
 

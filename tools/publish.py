@@ -5,6 +5,7 @@
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -55,8 +56,10 @@ def main() -> None:
     parser.add_argument("target", type=Path)
     parser.add_argument("figures", type=Path, nargs="*")
     parser.add_argument("--trained", required=True)
+    parser.add_argument("--left-out", default="", help="the artist that it was trained without")
     arguments = parser.parse_args()
     model = load(arguments.trained_model)
+    model.config = replace(model.config, left_out=arguments.left_out or model.config.left_out)
     texts = [f"`{path.stem}`\n\n```\n{report(json.loads(path.read_text()))}\n```" for path in arguments.figures]
     c = model.config
     facts = {"million": num_parameters(model.decoder) / 1e6, "blocks": c.decoder.depth, "width": c.decoder.width, "text": c.num_text}

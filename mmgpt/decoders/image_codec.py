@@ -31,6 +31,12 @@ class ImageCodecConfig:
     width: int = 64
     blocks: int = 2
 
+    def __post_init__(self):
+        if len(self.stride) != 2 or any(side < PATCH or side & (side - 1) for side in self.stride):
+            raise InputError(f"codec stride {self.stride}: use two powers of two of at least {PATCH}, (rows, columns)")
+        if self.width < 8 or self.width % 8 or self.blocks < 1 or not self.levels or min(self.levels) < 2:
+            raise InputError(f"codec width {self.width}, blocks {self.blocks}, levels {self.levels}: a multiple of 8, at least 1, and levels of at least 2")
+
     @property
     def num_codes(self) -> int:
         return prod(self.levels)
@@ -53,8 +59,6 @@ class ImageCodec(nn.Module):
         super().__init__()
         from vector_quantize_pytorch import FSQ  # half a second to import: only where a codec is built
 
-        if any(side < PATCH or side & (side - 1) for side in config.stride):
-            raise InputError(f"codec stride {config.stride}: use powers of two of at least {PATCH}")
         self.config, self.stride, self.num_codes = config, config.stride, config.num_codes
         steps = factors(config.stride)
         widths = [config.width * min(2**i, 4) for i in range(len(steps) + 1)]

@@ -58,7 +58,7 @@ def check(value: Audio, max_seconds: float) -> None:
 def line(values_NF: Float[Tensor, "N F"]) -> Prepared:
     """Vectors one after the other in time."""
     time_N = torch.arange(len(values_NF))
-    return Prepared(values_NF, F.pad(time_N[:, None], (0, 2)), (len(values_NF), 1, 1))
+    return Prepared(values_NF, F.pad(time_N[:, None], (0, 2)), ((len(values_NF), 1, 1),))
 
 
 class FrameEncoder(nn.Module):

@@ -1,5 +1,7 @@
 """PIL image -> one vector a patch: any size and aspect ratio, many pictures at once, nothing padded."""
 
+from math import prod
+
 import numpy as np
 import torch
 from einops import rearrange
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 from mmgpt.encoders.conv import Downsample, ResidualBlock, fold
 from mmgpt.encoders.places import Places
 from mmgpt.errors import InputError
-from mmgpt.types import Prepared
+from mmgpt.types import Grid, Prepared
 
 
 def pixels_of(image: Image.Image) -> Float[Tensor, "3 H W"]:
@@ -22,9 +24,9 @@ def pixels_of(image: Image.Image) -> Float[Tensor, "3 H W"]:
 
 
 def opaque(image: Image.Image) -> Image.Image:
-    """RGB, on white where the picture is transparent."""
-    if isinstance(image, Image.Image) and image.mode == "RGB":
-        return image
+    """Upright RGB, on white where the picture is transparent; refused where it is broken or too big."""
+    if type(image) is Image.Image and image.mode == "RGB" and not image.info:
+        return image  # decoded already, and nothing that could turn it or make it transparent
     from mmgpt.data.pictures import open_picture
 
     return open_picture(image)
@@ -69,7 +71,7 @@ class PatchEncoder(nn.Module):
         values = rearrange(pixels, "c (h p) (w q) -> (h w) (p q c)", p=self.patch, q=self.patch)
         rows, columns = pixels.shape[1] // self.patch, pixels.shape[2] // self.patch
         place = torch.cartesian_prod(torch.zeros(1, dtype=torch.long), torch.arange(rows), torch.arange(columns))
-        return Prepared(values, place, (1, rows, columns))
+        return Prepared(values, place, ((1, rows, columns),))
 
     def forward(self, prepared: Prepared, /) -> Float[Tensor, "N D"]:
         return self.map(prepared.values_NF) + self.places(prepared.place_N3)
@@ -94,16 +96,13 @@ class ConvEncoder(PatchEncoder):
         self.map = nn.Sequential(*layers, nn.GroupNorm(8, widths[-1]), nn.SiLU(), nn.Conv2d(widths[-1], width, 1))
 
     def forward(self, prepared: Prepared, /) -> Float[Tensor, "N D"]:
-        """Where a picture ends is read off its places: every picture begins at place (0, 0, 0)."""
-        starts = (prepared.place_N3.sum(1) == 0).nonzero()[:, 0].tolist() + [len(prepared.values_NF)]
-        pieces = list(zip(starts, starts[1:], strict=False))
-        by_size: dict[tuple[int, int], list[int]] = {}
-        for number, (start, stop) in enumerate(pieces):
-            rows, columns = (prepared.place_N3[stop - 1, 1:] + 1).tolist()
-            by_size.setdefault((rows, columns), []).append(number)
-        found: list[Tensor] = [None] * len(pieces)
-        for (rows, columns), numbers in by_size.items():
-            values = torch.stack([prepared.values_NF[slice(*pieces[n])] for n in numbers])
+        pieces = prepared.values_NF.split([prod(grid) for grid in prepared.grids])
+        by_size: dict[Grid, list[int]] = {}
+        for number, grid in enumerate(prepared.grids):
+            by_size.setdefault(grid, []).append(number)
+        found: list[Tensor] = list(pieces)
+        for (_, rows, columns), numbers in by_size.items():
+            values = torch.stack([pieces[n] for n in numbers])
             pixels = rearrange(values, "b (h w) (p q c) -> b c (h p) (w q)", h=rows, w=columns, p=self.patch, q=self.patch)
             vectors = rearrange(self.map(fold(pixels.contiguous(memory_format=torch.channels_last), 2, 2)), "b d h w -> b (h w) d")
             for n, vector in zip(numbers, vectors, strict=True):

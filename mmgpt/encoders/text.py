@@ -47,9 +47,10 @@ class TextCodec:
         if len(value) > MAX_TEXT:
             raise InputError(f"a text of {len(value)} characters, the limit is {MAX_TEXT}: split it")
         try:
-            return np.asarray(self.tokenizer.encode(value, add_special_tokens=False).ids, np.int64)
-        except UnicodeEncodeError:
-            raise InputError("text with a lone surrogate cannot be encoded: pass valid Unicode") from None
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"character {error.start} of the text is half a surrogate pair: pass valid Unicode") from None
+        return np.asarray(self.tokenizer.encode(value, add_special_tokens=False).ids, np.int64)
 
     def decode(self, codes: Int[np.ndarray, "*grid"]) -> str:
         return self.tokenizer.decode([int(c) for c in np.asarray(codes).reshape(-1)], skip_special_tokens=False).strip()

@@ -50,8 +50,9 @@ class VideoEncoder(nn.Module):
         check(value)
         stills = [self.image.prepare(value.frames[i]) for i in evenly(len(value.frames), self.max_frames)]
         grid = (len(stills), *stills[0].grid[1:])
-        return Prepared(torch.cat([still.values_NF for still in stills]), torch.cartesian_prod(*map(torch.arange, grid)), grid)
+        return Prepared(torch.cat([still.values_NF for still in stills]), torch.cartesian_prod(*map(torch.arange, grid)), (grid,))
 
     def forward(self, prepared: Prepared, /) -> Float[Tensor, "N D"]:
         still_N3 = F.pad(prepared.place_N3[:, 1:], (1, 0))  # a picture's patches all stand at time 0
-        return self.image(replace(prepared, place_N3=still_N3)) + self.time(prepared.place_N3[:, 0])
+        stills = tuple((1, rows, columns) for frames, rows, columns in prepared.grids for _ in range(frames))
+        return self.image(Prepared(prepared.values_NF, still_N3, stills)) + self.time(prepared.place_N3[:, 0])

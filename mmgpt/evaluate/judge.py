@@ -86,8 +86,8 @@ class Judge:
         return cls(network)
 
     @torch.inference_mode()
-    def features(self, images: Sequence[Image.Image], title: str = "") -> Float[Tensor, "N 1280"]:
-        """One vector of length 1 per picture; `title` shows a progress bar."""
+    def features(self, images: Sequence[Image.Image], title: str = "") -> Float[Tensor, "N F"]:
+        """One vector of length 1 per picture, F = 1280 of the real network; `title` shows a progress bar."""
         starts: Iterable[int] = range(0, len(images), self.batch)
         if title:
             from rich.progress import track

@@ -36,6 +36,14 @@ class Request:
     seed: int = 0
     grid: Grid | None = None
 
+    def __post_init__(self):
+        if isinstance(self.parts, str) or not isinstance(self.parts, Sequence) or not self.parts:
+            raise InputError(f"parts of type {type(self.parts).__name__}: pass a list of at least one segment, for example [picture, 'caption:']")
+        if all(isinstance(part, str) and not part.strip() for part in self.parts):
+            raise InputError('0 words to go by: say what to write (Part("") asks for what the model writes unasked)')
+        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
+            raise InputError(f"seed={self.seed}: use a whole number from 0 to 2^63 - 1")
+
 
 @dataclass(frozen=True)
 class Result:

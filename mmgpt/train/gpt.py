@@ -1,7 +1,7 @@
 """Pictures with words -> documents of both directions -> packed batches and losses: the task that the loop runs."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from mmgpt.decoders.attention import BACKENDS
 from mmgpt.encoders.image import PatchEncoder
 from mmgpt.errors import TrainingError
 from mmgpt.generate.guidance import without_condition
@@ -39,6 +40,12 @@ class Mix:
     row_length: int = 0  # 0: a row for each document
     augment: bool = True
 
+    def __post_init__(self):
+        if min(self.captions, self.draws) < 0 or self.captions + self.draws == 0 or not 0 <= self.drop <= 1:
+            raise TrainingError(
+                f"captions={self.captions}, draws={self.draws}, drop={self.drop}: use 0 or more of each, at least 1 in all, and a drop from 0 to 1"
+            )
+
 
 class GPTTask:
     """Batches are a function of (seed, step): which items, which words, which distortions.
@@ -46,13 +53,29 @@ class GPTTask:
     `codes` are the codec's codes of each picture, computed once: pictures to draw are not distorted.
     """
 
-    def __init__(self, model: GPT, pictures: UInt8[Tensor, "N 3 H W"], items: Sequence[Item], mix: Mix, seed: int = 0, card: str = "", backend: str = "sdpa"):
+    def __init__(self, model: GPT, pictures: UInt8[Tensor, "N 3 H W"], items: Sequence[Item], mix: Mix, seed: int = 0, card: str = "", backend: str = "", left_out: str = ""):
         if len(pictures) != len(items) or not items:
             raise TrainingError(f"{len(pictures)} pictures and {len(items)} descriptions: pass one description for each of at least one picture")
-        self.model, self.pictures, self.items, self.mix, self.seed, self.card, self.backend = model, pictures, items, mix, seed, card, backend
+        self.model, self.pictures, self.items, self.mix, self.seed, self.card = model, pictures, items, mix, seed, card
+        model.config = replace(model.config, left_out=left_out)
+        self.backend = backend or ("flex" if model.device.type == "cuda" else "sdpa")
+        if self.backend not in BACKENDS or (self.backend == "flex" and model.device.type == "cpu"):
+            raise TrainingError(f"backend={self.backend} on {model.device.type}: use one of {', '.join(BACKENDS)}; flex has no backward on a CPU")
+        self.check_lengths()
         self.weight_N = torch.tensor([item.weight for item in items], dtype=torch.double)
         self.codes = all_codes(model, pictures) if mix.draws else None
         self.distort = distortion() if mix.augment else None
+
+    def check_lengths(self) -> None:
+        """Every text is short enough to be learned whole, read and written: better said now than in the middle of a run."""
+        text, limit = self.model.ports["text"], self.model.config
+        for number, item in enumerate(self.items):
+            asked = max(len(text.codec.encode(words)) for words in (*item.draws, *(question for question, _ in item.captions)))
+            answered = max((len(text.codec.encode(answer)) for _, answer in item.captions), default=0)
+            if answered > limit.max_text or asked > limit.max_length // 2:
+                raise TrainingError(
+                    f"item {number} has words of {max(asked, answered)} ids; answers hold {limit.max_text}, prompts {limit.max_length // 2}: shorten its text"
+                )
 
     def batch(self, step: int) -> tuple[Stream, ...]:
         """One stream a direction: documents of one direction are about equally long, so rows of their own are nearly full."""

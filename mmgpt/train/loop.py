@@ -6,6 +6,8 @@ Everything that decides the next update is either in the checkpoint (weights, op
 
 import json
 import math
+import os
+import shutil
 import signal
 import threading
 import time
@@ -36,7 +38,7 @@ class Settings:
     ema: float = 0.999
     seed: int = 0
     save_every: int = 500
-    sample_every: int = 0
+    sample_every: int = 500  # 0: never
     log_every: int = 20
     compile: bool = False
 
@@ -45,6 +47,11 @@ class Settings:
             raise TrainingError(
                 f"steps={self.steps}, learning_rate={self.learning_rate}, ema={self.ema}, decay={self.decay}, minutes={self.minutes}: "
                 "use at least 1 step, a positive rate, ema from 0 to below 1, decay above 0 and at most 1, minutes of 0 or more"
+            )
+        if not self.clip > 0 or self.log_every < 1 or min(self.warmup, self.save_every, self.sample_every, self.weight_decay) < 0 or len(self.betas) != 2:
+            raise TrainingError(
+                f"clip={self.clip}, log_every={self.log_every}, warmup={self.warmup}, save_every={self.save_every}, sample_every={self.sample_every}, "
+                f"weight_decay={self.weight_decay}, betas={self.betas}: use a clip above 0, log_every of at least 1, two betas, the rest 0 or more"
             )
 
 
@@ -130,7 +137,15 @@ class Trainer:
         about = json.loads(texts["run.json"])
         if set(tensors["weights.safetensors"]) != set(self.parameters):
             raise CheckpointError(f"{folder / 'last'} holds another model: start in a new folder, or use the recipe it was trained with")
+        first, asked = about["settings"], self.settings
+        if first["seed"] != asked.seed:
+            raise TrainingError(f"{folder / 'last'} was trained with seed={first['seed']}, not {asked.seed}: repeat the words of the first start")
         self.step, self.spent = about["step"], about["spent"]
+        if self.progress >= 1 and (first["steps"], first["minutes"]) != (asked.steps, asked.minutes):
+            raise TrainingError(
+                f"{folder / 'last'} has {self.step} steps and {self.spent / 60:.1f} minutes behind it, of steps={first['steps']} minutes={first['minutes']}; "
+                f"steps={asked.steps} minutes={asked.minutes} are over already: repeat the words of the first start, or ask for more"
+            )
         load_into(self.parameters, tensors["weights.safetensors"])
         load_into(self.average, tensors["average.safetensors"])
         for name, p in self.parameters.items():
@@ -177,7 +192,8 @@ def train(task: Task, settings: Settings, folder: str | Path, resume: bool = Fal
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(settings.seed)
     trainer = Trainer(task, settings)
-    if resume and (folder / "last").exists():
+    if resume:
+        recover(folder)
         trainer.resume(folder)
     saved = trainer.step
     with open(folder / "log.jsonl", "a") as log, Interruption() as interruption:
@@ -199,6 +215,17 @@ def train(task: Task, settings: Settings, folder: str | Path, resume: bool = Fal
         raise KeyboardInterrupt(f"stopped after step {trainer.step}, saved in {folder / 'last'}: resume=true goes on")
     task.export(folder / "final", trainer.average)
     return trainer
+
+
+def recover(folder: Path) -> None:
+    """Puts back a `last` that a stop between two renames left as `last.old-...`, and removes what was half written."""
+    for half in folder.glob("last.new-*"):
+        shutil.rmtree(half)
+    old = sorted(folder.glob("last.old-*"), key=lambda path: path.stat().st_mtime)
+    if not (folder / "last").exists() and old:
+        os.replace(old[-1], folder / "last")
+    if not (folder / "last").exists():
+        raise TrainingError(f"{folder} holds 0 saved states to go on from: leave resume out, or name the folder of the run")
 
 
 def sampled(trainer: Trainer, folder: Path) -> None:

@@ -72,13 +72,14 @@ class EmojiOptions:
     patch: int = 16
     conv_stem: int = 32  # 0: bare patches, one linear map
     device: str = "cpu"
-    backend: str = "sdpa"
+    backend: str = ""  # of attention: sdpa or flex; empty takes flex on a GPU
 
 
 def emoji(words: dict[str, str]) -> Job:
     from mmgpt.data.emoji import load_emoji, training_rows
     from mmgpt.encoders.text import TextCodec
-    from mmgpt.native import NativeConfig, build, load
+    from mmgpt.hub import load
+    from mmgpt.native import NativeConfig, build
     from mmgpt.train.codec import load_codec
     from mmgpt.train.gpt import GPTTask, Mix
 
@@ -88,6 +89,9 @@ def emoji(words: dict[str, str]) -> Job:
     items = [emoji_item(row, options.skin_weight) for row in chosen]
     torch.manual_seed(settings.seed)
     if options.init:
+        shaping = {"depth", "width", "patch", "conv_stem", "codec"} & set(words)
+        if shaping:
+            raise TrainingError(f"init={options.init} brings its own {', '.join(sorted(shaping))}: leave one of the two out")
         model = load(options.init)
     else:
         codec = load_codec(options.codec)
@@ -97,7 +101,8 @@ def emoji(words: dict[str, str]) -> Job:
         decoder = replace(decoder, mlp_width=64 * round(options.width / 24))
         model = build(NativeConfig(decoder, codec.config, text.num_codes, patch=options.patch, conv_stem=options.conv_stem), text, codec)
     mix = Mix(options.captions, options.draws, options.drop, options.text_weight, options.image_weight, options.row_length)
-    task = GPTTask(model.to(options.device).train(), pixels(chosen), items, mix, settings.seed, backend=options.backend)
+    card = f"# emoji, trained here\n\nTrained with {words or 'the recipe as it is'}. Not evaluated.\n"
+    task = GPTTask(model.to(device_of(options.device)).train(), pixels(chosen), items, mix, settings.seed, card, options.backend, options.leave_out)
     return Job(task, settings, options.out, options.resume)
 
 
@@ -124,21 +129,32 @@ def pictures(words: dict[str, str]) -> Job:
 
     options, settings = split(PictureOptions(), Settings(steps=1000, learning_rate=5e-4, decay=0.5), words)
     records = read_records(options.data, options.text or None)
-    model = load(options.init, options.device)
+    model = load(options.init, device_of(options.device))
     side = model.config.picture
     items = [Item((record.text,), ((options.question, record.text),)) for record in records]
-    task = GPTTask(model.train(), squared([record.picture for record in records], side), items, Mix(options.captions, options.draws, options.drop), settings.seed)
+    card = f"# pictures\n\nTrained from {options.init} on {len(records)} pictures with {words}. Not evaluated.\n"
+    task = GPTTask(model.train(), squared([record.picture for record in records], side), items, Mix(options.captions, options.draws, options.drop), settings.seed, card)
     return Job(task, settings, options.out, options.resume)
 
 
+def device_of(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise TrainingError(f"device={name}: use cpu or cuda") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise TrainingError("device=cuda: this machine shows 0 CUDA devices to torch; leave device out")
+    return device
+
+
 def squared(sources, side: int) -> Tensor:
-    """(N, 3, side, side) uint8: the middle square of each picture, resized."""
-    from torchvision.transforms import v2
+    """(N, 3, side, side) uint8: each picture squeezed to a square, just as the model will see it when it reads."""
+    from torchvision.transforms.v2.functional import pil_to_tensor
 
     from mmgpt.data.pictures import open_picture
+    from mmgpt.encoders.image import fitted
 
-    fit = v2.Compose([v2.PILToTensor(), v2.Resize(side, antialias=True), v2.CenterCrop(side)])
-    return torch.stack([fit(open_picture(source)) for source in sources])
+    return torch.stack([pil_to_tensor(fitted(open_picture(source), 1, side**2, side)) for source in sources])
 
 
 def emoji_item(row, skin_weight: float):
@@ -165,6 +181,8 @@ def split(options, settings: Settings, words: dict[str, str]):
     unknown = [key for key in words if key not in mine | loops]
     if unknown:
         raise TrainingError(f"unknown setting {unknown[0]!r}: known are {', '.join(sorted(mine | loops))}")
+    if "steps" in words and "minutes" not in words:
+        settings = replace(settings, minutes=0.0)  # a length in steps replaces the recipe's own in minutes
     return override(options, {k: v for k, v in words.items() if k in mine}), override(settings, {k: v for k, v in words.items() if k in loops})
 
 

@@ -280,7 +280,7 @@ def evaluate_captions(options: argparse.Namespace, rows: list) -> dict:
     gpt = load(options)
     left_out = gpt.config.left_out or None
     if options.leave_out and options.leave_out != left_out:
-        raise InputError(f"--leave-out {options.leave_out}: this checkpoint was trained without {left_out or 'nobody'}; its names of others are no test")
+        raise InputError(f"--leave-out {options.leave_out}: this checkpoint was trained without {left_out or 'nobody'}; ask for that")
     return evaluate_captions(gpt, rows, left_out)
 
 

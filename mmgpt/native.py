@@ -18,7 +18,7 @@ from mmgpt.decoders.image_codec import ImageCodec, ImageCodecConfig, PictureCode
 from mmgpt.decoders.transformer import DecoderConfig
 from mmgpt.encoders.image import ConvEncoder, PatchEncoder
 from mmgpt.encoders.text import TextCodec
-from mmgpt.errors import CheckpointError, InputError, InputError
+from mmgpt.errors import CheckpointError, InputError
 from mmgpt.generate.sampling import Sampling
 from mmgpt.layout import CodesLayout, Span, TextLayout, VectorsLayout
 from mmgpt.model import GPT, Port

@@ -31,7 +31,7 @@ def tiny():
     from mmgpt.native import build
 
     gpt = tiny_gpt()
-    short = build(replace(gpt.config, max_text=8), text_codec(), gpt.codecs["image"].codec).eval()
+    short = build(replace(gpt.config, max_text=8, left_out="emojione"), text_codec(), gpt.codecs["image"].codec).eval()
     short.load_state_dict(gpt.state_dict())
     return short
 

@@ -104,6 +104,7 @@ def test_mistakes_are_one_line(tiny_folder, picture_file, tmp_path, emoji40, cap
     assert "key=value" in refused(capsys, "train", "emoji", "minutes")
     assert "unknown setting 'hours'" in refused(capsys, "train", "emoji", "hours=3")
     assert "no file" in refused(capsys, "eval", "caption", tiny_folder, "--data", tmp_path / "none.parquet")
+    assert "emojione" in refused(capsys, "eval", "caption", tiny_folder, "--data", emoji40, "--leave-out", "twemoji")
     assert "--json" in refused(capsys, "eval", "caption", tiny_folder, "--data", emoji40, "--json", tmp_path / "none" / "out.json")
     assert "--guidance" in refused(capsys, "eval", "draw", tiny_folder, "--data", emoji40, "--guidance", "much")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.png", "red.png"]

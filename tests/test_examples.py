@@ -36,12 +36,13 @@ def test_train_tiny_makes_every_loss_fall(tmp_path, capsys):
 
 
 def test_add_a_modality(capsys):
-    found = example("add_a_modality").main(20)
-    assert found and all(isinstance(named, str) and len(played.pitches) == len(right.pitches) for named, played, right in found.values())
+    example("add_a_modality").main(2)
+    out = capsys.readouterr().out
+    assert "melody " in out and "played as (" in out
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
 def test_examples_are_short_and_say_how_to_run_them(path):
     text = path.read_text()
     assert f"python examples/{path.name}" in text.split('"""')[1]
-    assert sum(1 for line in text.splitlines() if line.strip()) <= 120 if path.stem == "add_a_modality" else len(text.splitlines()) < 100
+    assert len(text.splitlines()) < 100

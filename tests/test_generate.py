@@ -27,12 +27,12 @@ def requests() -> list[Request]:
     return [
         Request([picture(1), "caption:"], "text", WARM, seed=11, grid=(1, 1, 9)),
         Request(["a red apple"], "image", WARM, guidance=3.0, seed=12),
-        Request([], "image", seed=13, grid=(1, 1, 3)),
+        Request([Part("")], "image", seed=13, grid=(1, 1, 3)),
         Request(["a very long prompt, longer than all of the others, with many words"], "image", guidance=1.0, seed=14),
         Request([picture(2), "and", picture(3), "what is it?"], "text", GREEDY, seed=15, grid=(1, 1, 6)),
         Request([picture(2), "name"], "text", WARM, guidance=2.0, seed=16, grid=(1, 1, 7)),
         Request(["edit", picture(4), "to be green"], "image", WARM, guidance=0.5, seed=17),
-        Request([""], "text", Sampling(0.7, repetition_penalty=1.5), seed=18, grid=(1, 1, 1)),
+        Request([Part("")], "text", Sampling(0.7, repetition_penalty=1.5), seed=18, grid=(1, 1, 1)),
     ]
 
 
@@ -162,7 +162,7 @@ def test_guidance_formula():
 def test_guidance_of_zero_and_one(monkeypatch):
     """0 draws as if no word had been said, 1 is no guidance, whatever the sampling."""
     with recorded(monkeypatch) as found:
-        run(GPT, [Request(["a cat"], "image", guidance=0.0, seed=1), Request([""], "image", guidance=1.0, seed=2)])
+        run(GPT, [Request(["a cat"], "image", guidance=0.0, seed=1), Request([Part("")], "image", guidance=1.0, seed=2)])
         run(GPT, [Request(["a cat"], "image", guidance=1.0, seed=3), Request(["a cat"], "image", guidance=1.0 + 1e-6, seed=4)])
         run(GPT, [Request(["a cat"], "image", seed=5), Request(["a cat"], "image", guidance=3.0, seed=6)])
     first = {seed: logits[0] for seed, logits in found.items()}
@@ -176,7 +176,7 @@ def test_what_is_left_out_is_given_text_only():
     assert unconditional_form(sample)[0].value == ""
 
 
-@pytest.mark.parametrize("parts", [[], [""], [picture(1)], [picture(1), ""]])
+@pytest.mark.parametrize("parts", [[Part("")], [picture(1)], [picture(1), ""], [Part("learned", learn=True)]])
 def test_guidance_that_cannot_be_applied_is_refused(parts):
     with pytest.raises(GuidanceError, match="no words to leave out"):
         run(GPT, [Request(parts, "image", guidance=3.0)])
@@ -266,10 +266,10 @@ def test_what_does_not_fit_is_said_before_anything_is_computed(monkeypatch):
     words = "a very long prompt of many many words that are too many"
     count = 1 + len(short.write([Part(words)])[1]) + 10
     with pytest.raises(InputError, match=f"{count} positions to read and write, this model holds 20"):
-        run(short, [Request([""], "image"), Request([words], "image")])
+        run(short, [Request(["a"], "image", guidance=1.0, grid=(1, 1, 1)), Request([words], "image")])
     for grid in [(1, 1, 10**12), (1, 10**6, 10**6)]:
         with pytest.raises(InputError, match=r"1000000000000 .*256"):
-            run(GPT, [Request([""], "text" if grid[1] == 1 else "image", grid=grid)])
+            run(GPT, [Request(["a"], "text" if grid[1] == 1 else "image", grid=grid)])
     with pytest.raises(InputError, match="1048576 characters, the limit is 100000"):
         run(GPT, [Request(["x" * 2**20], "text")])
     with pytest.raises(InputError, match="to='smell': this model writes text, image"):
@@ -324,9 +324,15 @@ def test_words_that_spell_control_ids_stay_words(prompt):
     end = GPT.ports["text"].writes.end
     assert written.ids_N[-1] == end and all(0 <= id < codec.num_codes <= end for id in written.ids_N[:-1])
     assert codec.decode(written.ids_N[:-1]) == prompt.strip()
-    assert isinstance(GPT.generate([prompt], to="text", grid=(1, 1, 2)), str)
+    assert isinstance(GPT.generate([Part(prompt)], to="text", grid=(1, 1, 2)), str)
 
 
 def test_nothing_to_read():
-    """A document still begins with the model's own begin id."""
-    assert isinstance(GPT.generate([], to="text", grid=(1, 1, 3)), str) and run(GPT, []) == []
+    """Nothing given is most likely a mistake, and said; an empty `Part` asks for what the model writes unasked."""
+    for parts, message in [([], "at least one segment"), ("a cat", "pass a list"), ([""], "0 words to go by"), (["", " "], "0 words to go by")]:
+        with pytest.raises(InputError, match=message):
+            GPT.generate(parts, to="text")
+    assert isinstance(GPT.generate([Part("")], to="text", grid=(1, 1, 3)), str) and run(GPT, []) == []
+    for seed in (-1, 2**64, 0.5):
+        with pytest.raises(InputError, match=f"seed={seed}"):
+            GPT.generate(["a"], to="text", seed=seed)

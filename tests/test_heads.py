@@ -104,6 +104,12 @@ class Given:
     def size(self, batch):
         return 1
 
+    def sample(self, folder, step): ...
+
+    def export(self, folder, weights): ...
+
+    def compile(self): ...
+
 
 @pytest.mark.parametrize(("loss", "gradient", "message"), [("inf", 1, "the loss at step 0 is inf"), ("nan", 1, "is nan"), (1, "inf", "the gradient")])
 def test_a_loss_or_gradient_that_is_not_finite_is_refused(loss, gradient, message):

@@ -140,11 +140,11 @@ def test_any_other_id_is_refused(form, grid, data):
 
 def test_ten_thousand_generations_are_well_formed():
     """Judged without the library: by a regular expression and by counting. The model chooses sizes and where text ends."""
-    sizes = [(1, 1, 1), (1, 1, 2), (1, 2, 1), (1, 3, 2), (1, 1, 12), (1, 12, 1)]
+    sizes = [(1, 1, 1), (1, 1, 2), (1, 2, 1), (1, 3, 2), (1, 1, 10)]
     letter = {101: "(", 102: ")", 103: "|", 104: "$", 105: "!", 8: "."} | dict(zip(DIGITS, "0123456789*", strict=True))
     letter |= dict.fromkeys(range(*[CODES.start, CODES.stop]), "c") | dict.fromkeys(range(8), "t")
-    patterns = {"emu3": r"\((\d+)\*(\d+)!((?:c+\|)+)\$\)", "emu3.5": r"\((\d+)\*(\d+)!((?:c+\|)*c+)\)", "text": r"t{0,9}\."}
-    scripts = {form: [FORMS[form].script(grid) for grid in sizes] for form in ("emu3", "emu3.5")} | {"text": [TEXT.script((1, 1, 9))]}
+    patterns = {"emu3": r"\((\d+)\*(\d+)!((?:c+\|)+)\$\)", "emu3.5": r"\((\d+)\*(\d+)!((?:c+\|)*c+)\)", "text": r"t{0,5}\."}
+    scripts = {form: [FORMS[form].script(grid) for grid in sizes] for form in ("emu3", "emu3.5")} | {"text": [TEXT.script((1, 1, 5))]}
     random, seen = Random(0), set()
     for n in range(10_000):
         form = ("emu3", "emu3.5", "text")[n % 3]
@@ -157,7 +157,7 @@ def test_ten_thousand_generations_are_well_formed():
             assert [len(row) for row in match[3].strip("|").split("|")] == [columns] * rows
             seen.add((form, (1, rows, columns)))
     assert all((form, size) in seen for form in ("emu3", "emu3.5") for size in sizes), "every size is reached"
-    assert {length for form, length in seen if form == "text"} == set(range(1, 11)), "text of every length is reached"
+    assert {length for form, length in seen if form == "text"} == set(range(1, 7)), "text of every length is reached"
 
 
 def test_the_model_chooses_the_size():

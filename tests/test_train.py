@@ -281,7 +281,7 @@ def test_pixels_fold_and_unfold():
 def test_what_the_codec_cannot_do():
     codec = small_codec()
     for stride in ((6, 4), (2, 4), (0, 4)):
-        with pytest.raises(InputError, match=rf"stride \({stride[0]}, 4\): use powers of two of at least 4"):
+        with pytest.raises(InputError, match=rf"stride \({stride[0]}, 4\): use .*powers of two of at least 4"):
             small_codec(stride)
     for size in ((12, 16), (16, 6), (0, 8)):
         with pytest.raises(InputError, match=f"{size[0]} rows x {size[1]} columns"):

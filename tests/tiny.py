@@ -24,7 +24,7 @@ def tiny_gpt(seed: int = 0, max_length: int = 256, **changes) -> GPT:
     """A new model each time. Weights are five times as large as at the start of training, so that no two vectors are nearly equal."""
     text = text_codec()
     sizes = {"width": 64, "depth": 2, "num_heads": 2, "num_kv_heads": 1, "head_width": 32, "mlp_width": 128} | changes
-    config = NativeConfig(DecoderConfig(**sizes), ImageCodecConfig((8, 4), (4, 4), 16, 1), text.num_codes, 16, 8, 0, max_length)
+    config = NativeConfig(DecoderConfig(**sizes), ImageCodecConfig((8, 4), (4, 4), 16, 1), text.num_codes, picture=16, patch=8, max_length=max_length)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         gpt = build(config, text, ImageCodec(config.codec)).eval()

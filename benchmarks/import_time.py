@@ -1,6 +1,6 @@
 """What `import mmgpt` costs over `import torch`: fresh processes, A and B in turn, medians.
 
-    python benchmarks/import_time.py [repeats]
+python benchmarks/import_time.py [repeats]
 """
 
 import statistics

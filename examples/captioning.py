@@ -1,7 +1,7 @@
 """Says what pictures show, all of them in one batch.
 
-    python examples/captioning.py                      # the pictures beside this file
-    python examples/captioning.py cat.png dog.jpg --checkpoint runs/emoji/final
+python examples/captioning.py                      # the pictures beside this file
+python examples/captioning.py cat.png dog.jpg --checkpoint runs/emoji/final
 """
 
 import argparse

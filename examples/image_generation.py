@@ -1,7 +1,7 @@
 """Draws pictures from words and shows what guidance does: a row a scale, the same seeds in every row, as one contact sheet.
 
-    python examples/image_generation.py -o drawings.png
-    python examples/image_generation.py "a red car, twemoji style" "pizza, fluent-3d style" --scales 1 3 --seed 7
+python examples/image_generation.py -o drawings.png
+python examples/image_generation.py "a red car, twemoji style" "pizza, fluent-3d style" --scales 1 3 --seed 7
 """
 
 import argparse

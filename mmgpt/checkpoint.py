@@ -1,7 +1,7 @@
 """A folder of safetensors + JSON <-> tensors and settings: hashed in a manifest, written to a new folder and renamed.
 
-    manifest.json   format version, SHA-256 and size of every other file; nothing outside it is read
-    *.safetensors   tensors      *.json   settings, tokenizer
+manifest.json   format version, SHA-256 and size of every other file; nothing outside it is read
+*.safetensors   tensors      *.json   settings, tokenizer
 """
 
 import hashlib
@@ -44,7 +44,9 @@ def write_folder(path: str | Path, tensors: Mapping[str, Mapping[str, Tensor]], 
         sync_folder(fresh)
         replace_folder(fresh, path)
     except OSError as error:
-        raise CheckpointError(f"{path} could not be written ({error.strerror}); nothing was changed: free some space or choose another folder") from error
+        raise CheckpointError(
+            f"{path} could not be written ({error.strerror}); nothing was changed: free some space or choose another folder"
+        ) from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)  # gone already where all went well
     return path

@@ -18,7 +18,9 @@ def find(name_or_folder: str | Path) -> Path:
         return SHIPPED / str(name_or_folder)
     folder = Path(name_or_folder)
     if not folder.is_dir():
-        raise CheckpointError(f"no checkpoint {str(name_or_folder)!r}: pass a folder, or one of the {len(shipped)} shipped ones: {', '.join(shipped)}")
+        raise CheckpointError(
+            f"no checkpoint {str(name_or_folder)!r}: pass a folder, or one of the {len(shipped)} shipped ones: {', '.join(shipped)}"
+        )
     return folder
 
 

@@ -45,7 +45,9 @@ class NativeConfig:
     def __post_init__(self):
         sides = (self.patch, *self.codec.stride)
         if any(side < 1 or self.picture % side for side in sides):
-            raise InputError(f"pictures of {self.picture} pixels in patches of {self.patch} and codes of {self.codec.stride}: use sides that divide them")
+            raise InputError(
+                f"pictures of {self.picture} pixels in patches of {self.patch} and codes of {self.codec.stride}: use sides that divide them"
+            )
         if self.decoder.position_axes != 3:
             raise InputError(f"position_axes={self.decoder.position_axes}: written pictures need 3, or their codes share one position")
 
@@ -63,7 +65,9 @@ class Ids:
 
 def build(config: NativeConfig, text: TextCodec, codec: ImageCodec) -> GPT:
     if text.num_codes > config.num_text or codec.config != config.codec:
-        raise InputError(f"{text.num_codes} text ids for num_text={config.num_text}, {codec.config} for {config.codec}: use the codecs of this config")
+        raise InputError(
+            f"{text.num_codes} text ids for num_text={config.num_text}, {codec.config} for {config.codec}: use the codecs of this config"
+        )
     ids = Ids()
     words = ids.take(config.num_text + 1)  # END is the last of them: a head that writes text also ends it
     begin, open_picture, close_picture = (ids.take().start for _ in range(3))

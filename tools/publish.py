@@ -1,6 +1,6 @@
 """A trained model and the figures of its evaluations -> the folder that ships inside the package, with its model card.
 
-    python tools/publish.py runs/emoji/final mmgpt/checkpoints/emoji figures/*.json --trained "how it was trained"
+python tools/publish.py runs/emoji/final mmgpt/checkpoints/emoji figures/*.json --trained "how it was trained"
 """
 
 import argparse
@@ -18,7 +18,8 @@ LIMIT = 25_000_000
 
 CARD = """# emoji: one small GPT that captions and draws 64x64 pictures
 
-One decoder of {million:.1f} million parameters ({blocks} blocks of width {width}) reads pictures as patches and writes them as codes; text is BPE of {text} ids.
+One decoder of {million:.1f} million parameters ({blocks} blocks of width {width}) reads pictures as patches and writes them as codes;
+text is BPE of {text} ids.
 A teaching, test and demo checkpoint: it knows emoji and nothing else.
 
 ## How it was trained
@@ -33,7 +34,7 @@ A teaching, test and demo checkpoint: it knows emoji and nothing else.
 
 - Pictures are squeezed to 64x64 pixels; photographs, text in pictures and anything that is not emoji-like get a confident wrong name.
 - Names are English CLDR names. It holds no conversation.
-- Drawings of seen concepts are recombinations of the training artwork, not copies on purpose, but similar to it; unseen words give unrelated drawings.
+- Drawings of seen concepts resemble the training artwork; words that were never trained on give unrelated drawings.
 - People: skin tone and gender follow the wording of the emoji names; the model inherits the artists' choices.
 
 ## Data and licences

@@ -46,7 +46,9 @@ class Reading:
         )  # fmt: skip
 
 
-def attend(q_BHTE: Float[Tensor, "B H T E"], k_BKSE: Float[Tensor, "B K S E"], v_BKSE: Float[Tensor, "B K S E"], reading: Reading) -> Float[Tensor, "B H T E"]:
+def attend(
+    q_BHTE: Float[Tensor, "B H T E"], k_BKSE: Float[Tensor, "B K S E"], v_BKSE: Float[Tensor, "B K S E"], reading: Reading
+) -> Float[Tensor, "B H T E"]:
     return BACKENDS[reading.backend](q_BHTE, k_BKSE, v_BKSE, reading)
 
 

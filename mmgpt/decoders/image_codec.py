@@ -35,7 +35,9 @@ class ImageCodecConfig:
         if len(self.stride) != 2 or any(side < PATCH or side & (side - 1) for side in self.stride):
             raise InputError(f"codec stride {self.stride}: use two powers of two of at least {PATCH}, (rows, columns)")
         if self.width < 8 or self.width % 8 or self.blocks < 1 or not self.levels or min(self.levels) < 2:
-            raise InputError(f"codec width {self.width}, blocks {self.blocks}, levels {self.levels}: a multiple of 8, at least 1, and levels of at least 2")
+            raise InputError(
+                f"codec width {self.width}, blocks {self.blocks}, levels {self.levels}: a multiple of 8, at least 1, and levels of at least 2"
+            )
 
     @property
     def num_codes(self) -> int:
@@ -91,7 +93,9 @@ class ImageCodec(nn.Module):
     @torch.no_grad()
     def decode(self, codes: Int[Tensor, "B h w"]) -> Float[Tensor, "B 3 H W"]:
         if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < self.num_codes:
-            raise InputError(f"codes {int(codes.min())}..{int(codes.max())} of a codec with {self.num_codes} codes: they run from 0 to {self.num_codes - 1}")
+            raise InputError(
+                f"codes {int(codes.min())}..{int(codes.max())} of a codec with {self.num_codes} codes: they run from 0 to {self.num_codes - 1}"
+            )
         return unfold(self.synthesis(self.quantise.indices_to_codes(codes)), PATCH, PATCH).clamp(-1, 1)
 
 

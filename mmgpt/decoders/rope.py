@@ -5,7 +5,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 
-def rotation(position_BT3: Int[Tensor, "B T 3"], head_width: int, theta: float, axes: int) -> tuple[Float[Tensor, "B 1 T E"], Float[Tensor, "B 1 T E"]]:
+def rotation(
+    position_BT3: Int[Tensor, "B T 3"], head_width: int, theta: float, axes: int
+) -> tuple[Float[Tensor, "B 1 T E"], Float[Tensor, "B 1 T E"]]:
     """Cosine and sine of each channel's angle.
 
     Pair i of a head's channels turns at theta ** (-i / pairs). With `axes` 1 every pair follows the first axis, with 3

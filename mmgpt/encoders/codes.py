@@ -13,4 +13,3 @@ class Table(nn.Embedding):
 
     def forward(self, ids: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape D"]:
         return nn.functional.embedding(ids.clamp_min(0), self.weight)
-

@@ -1,7 +1,5 @@
 """Frames -> one vector a patch of every frame: the image encoder plus time; clips of any length and size at once, nothing padded."""
 
-from dataclasses import replace
-
 import numpy as np
 import torch
 from jaxtyping import Float

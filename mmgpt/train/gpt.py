@@ -53,7 +53,17 @@ class GPTTask:
     `codes` are the codec's codes of each picture, computed once: pictures to draw are not distorted.
     """
 
-    def __init__(self, model: GPT, pictures: UInt8[Tensor, "N 3 H W"], items: Sequence[Item], mix: Mix, seed: int = 0, card: str = "", backend: str = "", left_out: str = ""):
+    def __init__(
+        self,
+        model: GPT,
+        pictures: UInt8[Tensor, "N 3 H W"],
+        items: Sequence[Item],
+        mix: Mix,
+        seed: int = 0,
+        card: str = "",
+        backend: str = "",
+        left_out: str = "",
+    ):
         if len(pictures) != len(items) or not items:
             raise TrainingError(f"{len(pictures)} pictures and {len(items)} descriptions: pass one description for each of at least one picture")
         self.model, self.pictures, self.items, self.mix, self.seed, self.card = model, pictures, items, mix, seed, card
@@ -74,7 +84,8 @@ class GPTTask:
             answered = max((len(text.codec.encode(answer)) for _, answer in item.captions), default=0)
             if answered > limit.max_text or asked > limit.max_length // 2:
                 raise TrainingError(
-                    f"item {number} has words of {max(asked, answered)} ids; answers hold {limit.max_text}, prompts {limit.max_length // 2}: shorten its text"
+                    f"item {number} has a prompt of {asked} ids and an answer of {answered}; "
+                    f"prompts hold {limit.max_length // 2}, answers {limit.max_text}: shorten its text"
                 )
 
     def batch(self, step: int) -> tuple[Stream, ...]:

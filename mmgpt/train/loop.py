@@ -48,10 +48,15 @@ class Settings:
                 f"steps={self.steps}, learning_rate={self.learning_rate}, ema={self.ema}, decay={self.decay}, minutes={self.minutes}: "
                 "use at least 1 step, a positive rate, ema from 0 to below 1, decay above 0 and at most 1, minutes of 0 or more"
             )
-        if not self.clip > 0 or self.log_every < 1 or min(self.warmup, self.save_every, self.sample_every, self.weight_decay) < 0 or len(self.betas) != 2:
+        if (
+            not self.clip > 0
+            or self.log_every < 1
+            or min(self.warmup, self.save_every, self.sample_every, self.weight_decay) < 0
+            or len(self.betas) != 2
+        ):
             raise TrainingError(
-                f"clip={self.clip}, log_every={self.log_every}, warmup={self.warmup}, save_every={self.save_every}, sample_every={self.sample_every}, "
-                f"weight_decay={self.weight_decay}, betas={self.betas}: use a clip above 0, log_every of at least 1, two betas, the rest 0 or more"
+                f"clip={self.clip}, log_every={self.log_every}, warmup={self.warmup}, save_every={self.save_every}, "
+                f"sample_every={self.sample_every}, weight_decay={self.weight_decay}, betas={self.betas}: use a clip above 0, log_every of at least 1, two betas, the rest 0 or more"
             )
 
 
@@ -126,7 +131,9 @@ class Trainer:
                 moments[f"{name}:{key}"] = value
         weights = {name: p.detach() for name, p in self.parameters.items()}
         about = {"step": self.step, "spent": self.spent, "settings": asdict(self.settings)}
-        return {"weights.safetensors": weights, "average.safetensors": self.average, "optimizer.safetensors": moments}, {"run.json": json.dumps(about)}
+        return {"weights.safetensors": weights, "average.safetensors": self.average, "optimizer.safetensors": moments}, {
+            "run.json": json.dumps(about)
+        }
 
     def save(self, folder: Path) -> None:
         write_folder(folder / "last", *self.state())
@@ -143,7 +150,8 @@ class Trainer:
         self.step, self.spent = about["step"], about["spent"]
         if self.progress >= 1 and (first["steps"], first["minutes"]) != (asked.steps, asked.minutes):
             raise TrainingError(
-                f"{folder / 'last'} has {self.step} steps and {self.spent / 60:.1f} minutes behind it, of steps={first['steps']} minutes={first['minutes']}; "
+                f"{folder / 'last'} has {self.step} steps and {self.spent / 60:.1f} minutes behind it, "
+                f"of steps={first['steps']} minutes={first['minutes']}; "
                 f"steps={asked.steps} minutes={asked.minutes} are over already: repeat the words of the first start, or ask for more"
             )
         load_into(self.parameters, tensors["weights.safetensors"])

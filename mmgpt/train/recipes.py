@@ -97,7 +97,9 @@ def emoji(words: dict[str, str]) -> Job:
         codec = load_codec(options.codec)
         texts = [text for row in training_rows(rows) for text in (row.label, row.group, f"{row.label}, {row.style} style", "caption: group:")]
         text = TextCodec.train(texts, 2048)
-        decoder = replace(decoder_preset(options.depth), width=options.width, num_heads=options.width // 64, num_kv_heads=max(1, options.width // 128))
+        decoder = replace(
+            decoder_preset(options.depth), width=options.width, num_heads=options.width // 64, num_kv_heads=max(1, options.width // 128)
+        )
         decoder = replace(decoder, mlp_width=64 * round(options.width / 24))
         model = build(NativeConfig(decoder, codec.config, text.num_codes, patch=options.patch, conv_stem=options.conv_stem), text, codec)
     mix = Mix(options.captions, options.draws, options.drop, options.text_weight, options.image_weight, options.row_length)
@@ -133,7 +135,14 @@ def pictures(words: dict[str, str]) -> Job:
     side = model.config.picture
     items = [Item((record.text,), ((options.question, record.text),)) for record in records]
     card = f"# pictures\n\nTrained from {options.init} on {len(records)} pictures with {words}. Not evaluated.\n"
-    task = GPTTask(model.train(), squared([record.picture for record in records], side), items, Mix(options.captions, options.draws, options.drop), settings.seed, card)
+    task = GPTTask(
+        model.train(),
+        squared([record.picture for record in records], side),
+        items,
+        Mix(options.captions, options.draws, options.drop),
+        settings.seed,
+        card,
+    )
     return Job(task, settings, options.out, options.resume)
 
 

@@ -12,7 +12,7 @@ PROMPTS = (
     "a cat, twemoji style",
     "pizza, fluent-3d style",
     "a rocket, fluent-3d style",
-    "sunflower, emojione style",
+    "sunflower, twemoji style",
     "a house, fluent-flat style",
     "green heart, fxemoji style",
     "a red apple, fluent-3d style",  # nobody's red apple was trained on, only other apples and other red things

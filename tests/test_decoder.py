@@ -145,7 +145,8 @@ def test_cached_flex_is_cached_sdpa():
         cache = model.new_cache(2, 8)
         steps = [slice(0, 4), slice(4, 6)]
         parts = [
-            model(x_BTD[:, at], position_BT3[:, at], cache.reading(reading.document_BT[:, at], reading.block_BT[:, at], backend), cache) for at in steps
+            model(x_BTD[:, at], position_BT3[:, at], cache.reading(reading.document_BT[:, at], reading.block_BT[:, at], backend), cache)
+            for at in steps
         ]
         found[backend] = torch.cat(parts, 1)
     assert gap(found["flex"], found["sdpa"]) < 1e-5
@@ -179,7 +180,9 @@ def test_three_equal_positions_are_one():
     line = torch.arange(6).view(1, 6, 1).expand(1, 6, 3)
     grid = line + torch.tensor([0, 1, 2])
     with torch.no_grad():
-        one, three = ({p: decoder(position_axes=axes)(x_BTD, position, reading) for p, position in (("line", line), ("grid", grid))} for axes in (1, 3))
+        one, three = (
+            {p: decoder(position_axes=axes)(x_BTD, position, reading) for p, position in (("line", line), ("grid", grid))} for axes in (1, 3)
+        )
     assert gap(one["line"], three["line"]) == 0
     moved = line * torch.tensor([1, 2, 3])
     with torch.no_grad():
@@ -239,7 +242,10 @@ def test_llama_and_qwen3_of_transformers_are_settings_of_it():
 
     sizes = {"vocab_size": 11, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
     sizes |= {"intermediate_size": 48, "rms_norm_eps": 1e-5, "rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}
-    ids, kinds = torch.randint(0, 11, (2, 9), generator=torch.Generator().manual_seed(0)), {False: (LlamaConfig, LlamaModel), True: (Qwen3Config, Qwen3Model)}
+    ids, kinds = (
+        torch.randint(0, 11, (2, 9), generator=torch.Generator().manual_seed(0)),
+        {False: (LlamaConfig, LlamaModel), True: (Qwen3Config, Qwen3Model)},
+    )
     position = torch.arange(9).view(1, 9, 1).expand(2, 9, 3)
     for normed, (config, kind) in kinds.items():
         theirs = kind(config(**sizes, initializer_range=0.2)).eval()

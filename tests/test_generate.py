@@ -314,7 +314,20 @@ def test_a_picture_where_none_is_possible():
         reader.write([Part(picture(1), learn=True)])
 
 
-@pytest.mark.parametrize("prompt", ["", " ", "\x00", "<image>", "<|endoftext|>", "</s><s>[INST]", "\u202e\ufeff", "<0x0A>", "\udcff".encode("utf-8", "surrogatepass").decode("latin1")])
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "",
+        " ",
+        "\x00",
+        "<image>",
+        "<|endoftext|>",
+        "</s><s>[INST]",
+        "\u202e\ufeff",
+        "<0x0A>",
+        "\udcff".encode("utf-8", "surrogatepass").decode("latin1"),
+    ],
+)
 def test_words_that_spell_control_ids_stay_words(prompt):
     """Ordinary ids only, the same text back, and a generation that is well formed."""
     written = GPT.write([Part(prompt)])[1]

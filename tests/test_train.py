@@ -40,7 +40,9 @@ def small_codec(stride=(8, 4), levels=(4, 4), seed: int = 0) -> ImageCodec:
 def tensors_of(folder) -> dict[str, torch.Tensor]:
     """All that a run goes on from, but its clock."""
     files, texts = read_folder(folder)
-    return {f"{file} {name}": value for file, named in files.items() for name, value in named.items()} | {"step": torch.tensor(json.loads(texts["run.json"])["step"])}
+    return {f"{file} {name}": value for file, named in files.items() for name, value in named.items()} | {
+        "step": torch.tensor(json.loads(texts["run.json"])["step"])
+    }
 
 
 def identical(one: dict, other: dict) -> bool:
@@ -53,7 +55,12 @@ def identical(one: dict, other: dict) -> bool:
 def test_the_loss_falls_and_the_result_can_be_used(tmp_path):
     """Six names learned by heart, in both directions; what is exported is the average of the weights."""
     shown = []
-    trainer = train(gpt_task(), Settings(steps=40, learning_rate=5e-3, warmup=5, ema=0.5, log_every=1, sample_every=20), tmp_path, show=lambda _, f: shown.append(f))
+    trainer = train(
+        gpt_task(),
+        Settings(steps=40, learning_rate=5e-3, warmup=5, ema=0.5, log_every=1, sample_every=20),
+        tmp_path,
+        show=lambda _, f: shown.append(f),
+    )
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert len(log) == len(shown) == 40 and log[-1]["step"] == 40 and log[0]["loss"] == shown[0]["loss"]
     for head in ("text", "image"):
@@ -118,7 +125,12 @@ def test_samples_are_of_the_average_and_leave_the_run_alone(tmp_path):
         task = gpt_task(dropout=0.1)
         task.sample = lambda folder, step, model=task.model: seen.append((model.table.weight.detach().clone(), model.training, torch.rand(1)))
         averages = []
-        train(task, Settings(**vars(QUICK) | {"sample_every": every}), tmp_path / name, show=lambda t, _, to=averages: to.append(t.average["table.weight"].clone()))
+        train(
+            task,
+            Settings(**vars(QUICK) | {"sample_every": every}),
+            tmp_path / name,
+            show=lambda t, _, to=averages: to.append(t.average["table.weight"].clone()),
+        )
         if every:
             assert [gap(weight, averages[at]) for (weight, _, _), at in zip(seen, (1, 3, 5), strict=True)] == [0, 0, 0]
             assert not any(training for _, training, _ in seen) and task.model.training
@@ -180,7 +192,10 @@ def test_an_unknown_word_lists_the_known_ones():
             override(Settings(), words)
 
 
-@pytest.mark.parametrize("setting", [{"steps": 0}, {"ema": 1.0}, {"decay": 0.0}, {"minutes": -1.0}, *[{"learning_rate": x} for x in (0.0, -1.0, float("nan"), float("inf"))]])
+@pytest.mark.parametrize(
+    "setting",
+    [{"steps": 0}, {"ema": 1.0}, {"decay": 0.0}, {"minutes": -1.0}, *[{"learning_rate": x} for x in (0.0, -1.0, float("nan"), float("inf"))]],
+)
 def test_settings_out_of_range(setting):
     ((name, value),) = setting.items()
     with pytest.raises(TrainingError, match=f"{name}={value}"):
@@ -320,8 +335,16 @@ def test_the_codec_task_learns_the_fixture(tmp_path, emoji40):
     assert pictures.shape == (12, 3, 64, 64) and torch.equal(task.batch(3), task.batch(3)) and not torch.equal(task.batch(3), task.batch(4))
     assert task.batch(0).shape == (4, 3, 64, 64) and -1 <= task.batch(0).min() < 0 < task.batch(0).max() <= 1
     figures = []
-    train(task, Settings(steps=25, learning_rate=5e-3, warmup=3, ema=0.5, sample_every=25, save_every=0), tmp_path, show=lambda _, f: figures.append(f))
-    assert np.mean([f["loss"] for f in figures[-5:]]) < 0.75 * figures[0]["loss"] and figures[-1]["psnr"] > figures[0]["psnr"] and 0 < figures[-1]["used"] <= 1
+    train(
+        task, Settings(steps=25, learning_rate=5e-3, warmup=3, ema=0.5, sample_every=25, save_every=0), tmp_path, show=lambda _, f: figures.append(f)
+    )
+    assert (
+        np.mean([f["loss"] for f in figures[-5:]]) < 0.75 * figures[0]["loss"]
+        and figures[-1]["psnr"] > figures[0]["psnr"]
+        and 0 < figures[-1]["used"] <= 1
+    )
     trained, batch = load_codec(tmp_path / "final"), task.batch(99)
-    assert reconstruction_loss(trained.decode(trained.encode(batch)), batch) < 0.9 * reconstruction_loss(small_codec((8, 8), (8, 8)).decode(trained.encode(batch)), batch)
+    assert reconstruction_loss(trained.decode(trained.encode(batch)), batch) < 0.9 * reconstruction_loss(
+        small_codec((8, 8), (8, 8)).decode(trained.encode(batch)), batch
+    )
     assert (tmp_path / "samples" / "0000025.png").is_file()

@@ -17,7 +17,7 @@ from mmgpt.errors import CheckpointError, InputError, TrainingError
 from mmgpt.pack import length
 from mmgpt.train.codec import CodecTask, load_codec
 from mmgpt.train.gpt import GPTTask, Item, Mix
-from mmgpt.train.loop import Settings, Trainer, override, train
+from mmgpt.train.loop import Settings, Trainer, batches, override, train
 from mmgpt.train.recipes import CodecOptions, emoji_codec, pixels, split
 
 NAMES = ("red apple", "small cat", "green apple", "big dog", "caption", "draw")
@@ -348,3 +348,13 @@ def test_the_codec_task_learns_the_fixture(tmp_path, emoji40):
         small_codec((8, 8), (8, 8)).decode(trained.encode(batch)), batch
     )
     assert (tmp_path / "samples" / "0000025.png").is_file()
+
+
+def test_workers_make_the_same_batches():
+    """Two processes ahead of the loop, or none: the same batches in the same order, from any step on."""
+    task = gpt_task()
+    alone, ahead = (batches(task, 3, workers) for workers in (0, 2))
+    for _ in range(5):
+        for here, there in zip(next(alone), next(ahead), strict=True):
+            assert torch.equal(here.ids_BT, there.ids_BT) and torch.equal(here.position_BT3, there.position_BT3)
+            assert all(torch.equal(a.prepared.values_NF, b.prepared.values_NF) for a, b in zip(here.inputs, there.inputs, strict=True))

@@ -23,10 +23,10 @@ class CodecTask:
     def batch(self, step: int) -> Float[Tensor, "B 3 H W"]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         index = torch.randint(len(self.pictures), (self.batch_size,), generator=generator)
-        device = next(self.model.parameters()).device
-        return (self.pictures[index].to(device).float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+        return (self.pictures[index].float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
 
     def losses(self, batch: Float[Tensor, "B 3 H W"]) -> tuple[Tensor, dict[str, float]]:
+        batch = batch.to(next(self.model.parameters()).device)
         ours, codes = self.model(batch)
         loss = reconstruction_loss(ours.float(), batch)
         with torch.no_grad():

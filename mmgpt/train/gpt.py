@@ -99,7 +99,7 @@ class GPTTask:
             documents = [self.caption(i, c) for i, c in zip(index[: self.mix.captions], chance, strict=False)]
         drawings = [self.draw(i, c) for i, c in zip(index[self.mix.captions :], chance[self.mix.captions :], strict=True)]
         both = [some for some in (documents, drawings) if some]
-        return tuple(pack(some, self.model.spans, self.mix.row_length or None).to(self.model.device) for some in both)
+        return tuple(pack(some, self.model.spans, self.mix.row_length or None) for some in both)
 
     def caption(self, index: int, chance: list[float]) -> Document:
         question, answer = pick(self.items[index].captions, chance[0])
@@ -123,7 +123,7 @@ class GPTTask:
         """Each head's mean loss, weighted; the figures are nats a target."""
         found: dict[str, list[Tensor]] = {}
         for stream in batch:
-            for name, loss_N in self.model.losses(stream, self.backend).items():
+            for name, loss_N in self.model.losses(stream.to(self.model.device), self.backend).items():
                 found.setdefault(name, []).append(loss_N)
         by_head = {name: torch.cat(losses).mean() for name, losses in found.items()}
         weights = {"text": self.mix.text_weight, "image": self.mix.image_weight}

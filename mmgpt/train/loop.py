@@ -11,8 +11,9 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -41,6 +42,7 @@ class Settings:
     sample_every: int = 500  # 0: never
     log_every: int = 20
     compile: bool = False
+    workers: int = 0  # processes that prepare batches ahead: the same batches, whatever their number
 
     def __post_init__(self):
         if self.steps < 1 or not 0 < self.learning_rate < 1e9 or not 0 <= self.ema < 1 or not 0 < self.decay <= 1 or not self.minutes >= 0:
@@ -51,7 +53,7 @@ class Settings:
         if (
             not self.clip > 0
             or self.log_every < 1
-            or min(self.warmup, self.save_every, self.sample_every, self.weight_decay) < 0
+            or min(self.warmup, self.save_every, self.sample_every, self.weight_decay, self.workers) < 0
             or len(self.betas) != 2
         ):
             raise TrainingError(
@@ -80,6 +82,7 @@ class Trainer:
 
     def __init__(self, task: Task, settings: Settings):
         self.task, self.settings, self.step, self.spent = task, settings, 0, 0.0
+        self.batches: Iterator[Any] | None = None  # begun at the first update, at the step of that time
         self.parameters = {name: p for name, p in task.model.named_parameters() if p.requires_grad}
         matrices = [p for p in self.parameters.values() if p.ndim >= 2]
         vectors = [p for p in self.parameters.values() if p.ndim < 2]
@@ -105,7 +108,8 @@ class Trainer:
         begin = time.perf_counter()
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate()
-        batch = self.task.batch(self.step)
+        self.batches = self.batches or batches(self.task, self.step, self.settings.workers)
+        batch = next(self.batches)
         device = next(iter(self.parameters.values())).device
         torch.manual_seed(self.settings.seed * 1_000_003 + self.step)  # dropout, too, is a function of (seed, step)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
@@ -169,6 +173,33 @@ def load_into(tensors: dict[str, Tensor], values: dict[str, Tensor]) -> None:
             raise CheckpointError(f"{name} has shape {tuple(values[name].shape)} in the checkpoint, {tuple(tensor.shape)} here: use the same recipe")
         with torch.no_grad():
             tensor.copy_(values[name])
+
+
+def batches(task: Task, start: int, workers: int) -> Iterator[Any]:
+    """The batches of the steps from `start` on. As each is a function of its step alone, any process may make it."""
+    if not workers:
+        return (task.batch(step) for step in count(start))
+    from torch.utils.data import DataLoader
+
+    order = range(start, 2**31)
+    return iter(
+        DataLoader(Batches(task), None, sampler=order, num_workers=workers, collate_fn=as_is, multiprocessing_context="fork", prefetch_factor=4)
+    )
+
+
+class Batches:
+    """What a loader's worker asks for its steps; the workers are forks, so that nothing is copied."""
+
+    def __init__(self, task: Task):
+        self.task = task
+
+    def __getitem__(self, step: int) -> Any:
+        torch.set_num_threads(1)
+        return self.task.batch(step)
+
+
+def as_is(batch: Any) -> Any:
+    return batch
 
 
 class Interruption:

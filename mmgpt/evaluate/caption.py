@@ -1,5 +1,6 @@
 """A model that reads pictures and rows of pictures with names -> how often it says the right name and group, beside a nearest neighbour."""
 
+import random
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -11,6 +12,7 @@ from mmgpt.evaluate.report import report as report
 
 BATCH = 64
 SIDE = 16
+SEEN = 512  # training pictures that are asked for too: far above the others means too few pictures, not too little training
 
 
 def evaluate_captions(gpt, rows: Sequence[Emoji], leave_out: str | None = None) -> dict:
@@ -27,6 +29,10 @@ def evaluate_captions(gpt, rows: Sequence[Emoji], leave_out: str | None = None) 
     result = {"leave_out": leave_out or "nobody", "training_pictures": len(train)}
     if leave_out:
         result["names"] = _names(gpt, [row for row in rows if row.split == "train" and row.style == leave_out], train, thumbnails)
+    seen = random.Random(0).sample(train, min(SEEN, len(train)))
+    said = _captions(gpt, [picture(row) for row in seen], "caption:")
+    right = sum(words == row.label for words, row in zip(said, seen, strict=True))
+    result["names_of_training_pictures"] = {"pictures": len(seen), "exact": right / len(seen)}
     images = [picture(row) for row in unknown]
     said = _captions(gpt, images, "group:")
     near = [train[n].group for n in nearest(_thumbnails(images), thumbnails)]

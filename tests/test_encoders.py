@@ -13,7 +13,7 @@ from mmgpt.decoders.transformer import DecoderConfig
 from mmgpt.encoders import audio
 from mmgpt.encoders.audio import FRAME, RATE, FrameEncoder, MelEncoder
 from mmgpt.encoders.codes import Table
-from mmgpt.encoders.image import PatchEncoder, pixels_of
+from mmgpt.encoders.image import ConvEncoder, PatchEncoder, pixels_of
 from mmgpt.encoders.video import VideoEncoder, evenly
 from mmgpt.errors import InputError
 from mmgpt.layout import Span, TextLayout, VectorsLayout
@@ -326,3 +326,32 @@ def test_bad_video_is_refused(name):
     value, message = BAD_CLIPS[name]
     with pytest.raises(InputError, match=message):
         VideoEncoder(PatchEncoder(WIDTH, 4)).prepare(value)
+
+
+def test_convolutional_patches_are_the_same_alone_and_in_any_company():
+    """Pictures of two sizes in one call; the network sees each whole picture and nothing of its neighbours."""
+    torch.manual_seed(0)
+    encoder = ConvEncoder(32, patch=8, stem=8)
+    with torch.no_grad():
+        for weight in encoder.parameters():  # residual branches begin at zero
+            weight.add_(0.05 * torch.randn_like(weight))
+    cut = [encoder.cut(torch.rand(3, height, width) * 2 - 1) for height, width in ((16, 24), (8, 8), (16, 24))]
+    together = encoder(join(cut))
+    assert together.shape == (6 + 1 + 6, 32)
+    assert (together - torch.cat([encoder(one) for one in cut])).abs().max() < 1e-5
+    changed = [cut[0], cut[1], encoder.cut(torch.zeros(3, 16, 24))]
+    assert (encoder(join(changed))[:7] - together[:7]).abs().max() < 1e-5 and (encoder(join(changed))[7:] - together[7:]).abs().max() > 1e-2
+    together.square().sum().backward()
+    assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in encoder.parameters())
+    with pytest.raises(InputError, match="patches of 12 pixels"):
+        ConvEncoder(32, patch=12)
+
+
+def test_video_reads_its_frames_through_a_convolutional_encoder_too():
+    torch.manual_seed(0)
+    encoder = VideoEncoder(ConvEncoder(32, patch=4, stem=8), 5)
+    with torch.no_grad():
+        clips = [encoder.prepare(one) for one in (clip(3), clip(1, 16, 4, 10))]
+        assert gap(encoder(join(clips)), torch.cat([encoder(one) for one in clips])) < 1e-5
+        still = encoder.image(encoder.image.prepare(clip(3).frames[1]))
+        assert gap(encoder(clips[0])[len(still) : 2 * len(still)], still + encoder.time.weight[1]) < 1e-5

@@ -51,6 +51,11 @@ Weights: Apache-2.0; drawings made with it may resemble the art above: keep its 
 """
 
 
+def figures(path: Path) -> dict:
+    """What an evaluation wrote, without the place of the checkpoint that it measured."""
+    return {key: value for key, value in json.loads(path.read_text()).items() if key not in ("what", "checkpoint")}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("trained_model", type=Path)
@@ -61,7 +66,7 @@ def main() -> None:
     arguments = parser.parse_args()
     model = load(arguments.trained_model)
     model.config = replace(model.config, left_out=arguments.left_out or model.config.left_out)
-    texts = [f"`{path.stem}`\n\n```\n{report(json.loads(path.read_text()))}\n```" for path in arguments.figures]
+    texts = [f"`{path.stem}`\n\n```\n{report(figures(path))}\n```" for path in arguments.figures]
     c = model.config
     facts = {"million": num_parameters(model.decoder) / 1e6, "blocks": c.decoder.depth, "width": c.decoder.width, "text": c.num_text}
     card = CARD.format(**facts, trained=arguments.trained, figures="\n\n".join(texts))

@@ -18,7 +18,7 @@ from mmgpt.pack import length
 from mmgpt.train.codec import CodecTask, load_codec
 from mmgpt.train.gpt import GPTTask, Item, Mix
 from mmgpt.train.loop import Settings, Trainer, batches, override, train
-from mmgpt.train.recipes import CodecOptions, emoji_codec, pixels, split
+from mmgpt.train.recipes import CodecOptions, emoji, emoji_codec, pixels, split
 
 NAMES = ("red apple", "small cat", "green apple", "big dog", "caption", "draw")
 PICTURES = torch.from_numpy(np.stack([np.array(picture(seed)) for seed in range(len(NAMES))])).permute(0, 3, 1, 2).contiguous()
@@ -358,3 +358,10 @@ def test_workers_make_the_same_batches():
         for here, there in zip(next(alone), next(ahead), strict=True):
             assert torch.equal(here.ids_BT, there.ids_BT) and torch.equal(here.position_BT3, there.position_BT3)
             assert all(torch.equal(a.prepared.values_NF, b.prepared.values_NF) for a, b in zip(here.inputs, there.inputs, strict=True))
+
+
+def test_an_artist_whom_the_start_has_seen_cannot_be_left_out(tmp_path, emoji40):
+    """A model that goes on from one which saw everybody is no test of an unseen artist."""
+    native.save(tiny_gpt(), tmp_path / "start")
+    with pytest.raises(TrainingError, match="trained without nobody, not without emojione"):
+        emoji({"data": str(emoji40), "init": str(tmp_path / "start"), "leave_out": "emojione"})

@@ -1,7 +1,8 @@
 """A task (a model, its batches, its losses) + settings -> a trained model in a folder. The whole loop is in this file.
 
 Everything that decides the next update is either in the checkpoint (weights, optimizer, EMA, step) or a function of
-(seed, step): so a run that was stopped goes on exactly as if it had not been.
+(seed, step): so a run that was stopped goes on exactly as if it had not been. (With `minutes` the learning rate follows the
+clock: such a run goes on from where it was, but no two of them are alike.)
 """
 
 import json

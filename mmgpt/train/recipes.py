@@ -93,6 +93,11 @@ def emoji(words: dict[str, str]) -> Job:
         if shaping:
             raise TrainingError(f"init={options.init} brings its own {', '.join(sorted(shaping))}: leave one of the two out")
         model = load(options.init)
+        if options.leave_out and model.config.left_out != options.leave_out:
+            raise TrainingError(
+                f"init={options.init} was trained without {model.config.left_out or 'nobody'}, not without {options.leave_out}: "
+                "it has seen that artist; leave one of the two out"
+            )
     else:
         codec = load_codec(options.codec)
         texts = [text for row in training_rows(rows) for text in (row.label, row.group, f"{row.label}, {row.style} style", "caption: group:")]

@@ -117,6 +117,6 @@ def test_a_loss_or_gradient_that_is_not_finite_is_refused(loss, gradient, messag
     trainer = Trainer(Given(float(loss), float(gradient)), Settings(steps=3))
     with pytest.raises(TrainingError, match=f"{message}.*lower learning_rate"):
         trainer.update()
-    assert trainer.task.model.weight.item() == 1 and trainer.step == 0 and not trainer.optimizer.state
+    assert trainer.task.model.weight.item() == 1 and trainer.step == 0 and not any(o.state for o in trainer.optimizers)
     trainer = Trainer(Given(1.0), Settings(steps=3))
     assert trainer.update()["loss"] == 1

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from mmgpt.pack import length
 from mmgpt.train.codec import CodecTask, load_codec
 from mmgpt.train.gpt import GPTTask, Item, Mix
 from mmgpt.train.loop import Settings, Trainer, batches, override, train
+from mmgpt.train.muon import Muon, matrices, orthogonal
 from mmgpt.train.recipes import CodecOptions, emoji, emoji_codec, pixels, split
 
 NAMES = ("red apple", "small cat", "green apple", "big dog", "caption", "draw")
@@ -70,11 +72,13 @@ def test_the_loss_falls_and_the_result_can_be_used(tmp_path):
     assert gap(made.table.weight, trainer.average["table.weight"].half()) == 0 and isinstance(made.caption([picture()])[0], str)
 
 
-def test_resumed_is_uninterrupted(tmp_path):
+@pytest.mark.parametrize("muon", [False, True])
+def test_resumed_is_uninterrupted(muon, tmp_path):
     """Stopped after 1, 2 and 5 updates: weights, average, optimizer, batches and dropout are those of a run that was never stopped, bit for bit."""
-    whole = train(gpt_task(dropout=0.2), QUICK, tmp_path / "whole")
+    quick = replace(QUICK, muon=muon)
+    whole = train(gpt_task(dropout=0.2), quick, tmp_path / "whole")
     wanted = tensors_of(tmp_path / "whole" / "last")
-    assert wanted["step"] == 6 and sum("exp_avg_sq" in name for name in wanted) == len(whole.parameters)
+    assert wanted["step"] == 6 and sum("exp_avg_sq" in name or ":momentum" in name for name in wanted) == len(whole.parameters)
     for stop in (1, 2, 5):
         folder = tmp_path / str(stop)
 
@@ -83,12 +87,54 @@ def test_resumed_is_uninterrupted(tmp_path):
                 os.kill(os.getpid(), signal.SIGINT)
 
         with pytest.raises(KeyboardInterrupt, match=f"stopped after step {stop}"):
-            train(gpt_task(dropout=0.2), QUICK, folder, show=interrupt)
+            train(gpt_task(dropout=0.2), quick, folder, show=interrupt)
         assert tensors_of(folder / "last")["step"] == stop and not (folder / "final").exists()
         torch.manual_seed(stop)  # whatever the process drew meanwhile
-        train(gpt_task(dropout=0.2), QUICK, folder, resume=True)
+        train(gpt_task(dropout=0.2), quick, folder, resume=True)
         assert identical(tensors_of(folder / "last"), wanted), stop
         assert identical(read_folder(folder / "final")[0]["model.safetensors"], read_folder(tmp_path / "whole" / "final")[0]["model.safetensors"])
+
+
+def test_a_run_keeps_its_optimizer(tmp_path):
+    train(gpt_task(), replace(QUICK, steps=1, muon=True), tmp_path)
+    trainer = Trainer(gpt_task(), QUICK)
+    with pytest.raises(TrainingError, match="muon=True, not False"):
+        trainer.resume(tmp_path)
+    assert trainer.step == 0
+
+
+def test_muon_updates_as_torch_does():
+    """Three updates of a tall, a wide and a convolutional weight, as by torch's own in bfloat16; torch knows no convolutions."""
+    torch.manual_seed(0)
+    shapes, settings = [(48, 16), (16, 48), (16, 48), (12, 4, 2, 2)], {"lr": 0.1, "weight_decay": 0.1}
+    mine = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
+    theirs = [torch.nn.Parameter(p.detach().clone().flatten(1)) for p in mine]
+    both = Muon(mine, momentum=0.95, **settings), torch.optim.Muon(theirs, momentum=0.95, adjust_lr_fn="match_rms_adamw", **settings)
+    for _ in range(3):
+        for p, q in zip(mine, theirs, strict=True):
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.flatten(1)
+        for optimizer in both:
+            optimizer.step()
+    moved = max(gap(p.flatten(1), q) for p, q in zip(mine, theirs, strict=True))
+    assert moved < 0.02, moved
+
+
+def test_an_orthogonal_update_has_one_size_in_all_directions():
+    torch.manual_seed(0)
+    x = torch.randn(3, 20, 8) @ torch.diag(torch.logspace(-1, 1, 8))
+    made = orthogonal(x)
+    assert 0.5 < float(torch.linalg.svdvals(made).min()) and float(torch.linalg.svdvals(made).max()) < 1.3
+    u, _, v = torch.linalg.svd(x, full_matrices=False)
+    assert gap(made.flatten() @ (u @ v).flatten() / made.norm() / (u @ v).norm(), 1.0) < 0.03
+
+
+def test_muon_is_for_layers():
+    """Not for tables, norms and biases, nor for the codec, which is not trained."""
+    task = gpt_task()
+    names = {name for name, p in task.model.named_parameters() if p in matrices(task.model)}
+    assert "table.weight" not in names and all(name.endswith("weight") and "norm" not in name and "codec" not in name for name in names)
+    assert {name.split(".")[0] for name in names} == {"decoder", "encoders"}
 
 
 def test_a_run_is_its_seed(tmp_path):
@@ -231,6 +277,21 @@ def test_what_a_batch_holds():
     bare = gpt_task(captions=0, drop=1.0).batch(0)[0]
     assert bare.ids_BT.shape[1] == 1 + 1 + 10 and (bare.ids_BT[:, 1] == task.model.ports["text"].writes.end).all()
     assert task.size((captions, drawings)) == int((captions.document_BT > 0).sum() + (drawings.document_BT > 0).sum())
+
+
+def test_hidden_codes_are_learned_but_not_shown():
+    """Half of the drawings are whole; in the others codes, and nothing else, show the id that opens documents. Targets are those of the codes."""
+    task, plain = gpt_task(captions=2, draws=64, hide=1.0), gpt_task(captions=2, draws=64)
+    (captions, hidden), (same, whole) = task.batch(3), plain.batch(3)
+    assert torch.equal(captions.ids_BT, same.ids_BT) and torch.equal(hidden.targets[0].id_N, whole.targets[0].id_N)
+    changed_BT, codes = hidden.ids_BT != whole.ids_BT, task.model.spans["image"]
+    assert (hidden.ids_BT[changed_BT] == task.model.begin).all()
+    assert ((whole.ids_BT[changed_BT] >= codes.start) & (whole.ids_BT[changed_BT] < codes.stop)).all()
+    share_B = changed_BT.sum(1) / 8
+    assert 0.3 < float((share_B == 0).float().mean()) < 0.75 and float(share_B.max()) > 0.8
+    assert torch.equal(hidden.ids_BT, task.batch(3)[1].ids_BT) and not torch.equal(hidden.ids_BT[:, -9:], task.batch(4)[1].ids_BT[:, -9:])
+    packed = gpt_task(captions=2, draws=64, hide=1.0, row_length=128).batch(3)[1]
+    assert len(packed.ids_BT) < 32 and torch.equal(packed.targets[0].id_N.sort().values, whole.targets[0].id_N.sort().values)
 
 
 def test_what_is_trained_is_what_is_generated():

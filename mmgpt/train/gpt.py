@@ -30,7 +30,11 @@ class Item:
 
 @dataclass(frozen=True)
 class Mix:
-    """What a batch holds: documents of each direction, the share of drawings without their words (for guidance), loss weights."""
+    """What a batch holds: documents of each direction, the share of drawings without their words (for guidance), loss weights.
+
+    `hide`: half of the drawings are learned with up to this share of their own codes hidden from the codes behind them. A code
+    follows from its neighbours almost without the words, so that words are learned late; hidden neighbours leave only the words.
+    """
 
     captions: int = 24
     draws: int = 24
@@ -39,11 +43,13 @@ class Mix:
     image_weight: float = 1.0
     row_length: int = 0  # 0: a row for each document
     augment: bool = True
+    hide: float = 0.0
 
     def __post_init__(self):
-        if min(self.captions, self.draws) < 0 or self.captions + self.draws == 0 or not 0 <= self.drop <= 1:
+        if min(self.captions, self.draws) < 0 or self.captions + self.draws == 0 or not (0 <= self.drop <= 1 and 0 <= self.hide <= 1):
             raise TrainingError(
-                f"captions={self.captions}, draws={self.draws}, drop={self.drop}: use 0 or more of each, at least 1 in all, and a drop from 0 to 1"
+                f"captions={self.captions}, draws={self.draws}, drop={self.drop}, hide={self.hide}: "
+                "use 0 or more of each, at least 1 in all, and drop and hide from 0 to 1"
             )
 
 
@@ -98,8 +104,10 @@ class GPTTask:
             torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
             documents = [self.caption(i, c) for i, c in zip(index[: self.mix.captions], chance, strict=False)]
         drawings = [self.draw(i, c) for i, c in zip(index[self.mix.captions :], chance[self.mix.captions :], strict=True)]
-        both = [some for some in (documents, drawings) if some]
-        return tuple(pack(some, self.model.spans, self.mix.row_length or None) for some in both)
+        streams = [pack(some, self.model.spans, self.mix.row_length or None) for some in (documents, drawings) if some]
+        if self.mix.draws and self.mix.hide:
+            streams[-1] = hidden(streams[-1], self.model.begin, self.mix.hide, generator)
+        return tuple(streams)
 
     def caption(self, index: int, chance: list[float]) -> Document:
         question, answer = pick(self.items[index].captions, chance[0])
@@ -154,6 +162,16 @@ class GPTTask:
 
     def export(self, folder: Path, weights: dict[str, Tensor]) -> None:
         save(self.model, folder, weights, self.card, torch.float16)
+
+
+def hidden(stream: Stream, id: int, most: float, generator: torch.Generator) -> Stream:
+    """The stream with learned codes shown as `id`: none in half of the documents, up to `most` of them in the rest. Targets stay."""
+    rows, length = stream.ids_BT.shape
+    slot_N = torch.cat([target.slot_N for target in stream.targets]) + 1
+    document_N = slot_N // length * length + stream.document_BT.flatten()[slot_N]
+    share_N = most * (2 * torch.rand(rows * length + length, generator=generator) - 1).clamp(min=0)[document_N]
+    gone_N = slot_N[torch.rand(len(slot_N), generator=generator) < share_N]
+    return replace(stream, ids_BT=stream.ids_BT.flatten().index_fill(0, gone_N, id).view(rows, length))
 
 
 def pick(options: Sequence, chance: float):

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from mmgpt.checkpoint import read_folder, write_folder
 from mmgpt.errors import CheckpointError, TrainingError
+from mmgpt.train.muon import Muon, matrices
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Settings:
     decay: float = 1.0  # share of the run, at its end, over which the rate falls (cosine) to a fiftieth
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.98)
+    muon: bool = False  # for the weights of linear and convolutional layers, at the same learning rate; AdamW for the rest
     clip: float = 1.0
     ema: float = 0.999
     seed: int = 0
@@ -85,10 +87,7 @@ class Trainer:
         self.task, self.settings, self.step, self.spent = task, settings, 0, 0.0
         self.batches: Iterator[Any] | None = None  # begun at the first update, at the step of that time
         self.parameters = {name: p for name, p in task.model.named_parameters() if p.requires_grad}
-        matrices = [p for p in self.parameters.values() if p.ndim >= 2]
-        vectors = [p for p in self.parameters.values() if p.ndim < 2]
-        groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, fused=True)
+        self.optimizers = optimizers(task.model, list(self.parameters.values()), settings)
         self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
         if settings.compile:
             task.compile()
@@ -107,7 +106,7 @@ class Trainer:
     def update(self) -> dict[str, float]:
         """One step: batch, losses, gradients, clipped update, average."""
         begin = time.perf_counter()
-        for group in self.optimizer.param_groups:
+        for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
             group["lr"] = self.rate()
         self.batches = self.batches or batches(self.task, self.step, self.settings.workers)
         batch = next(self.batches)
@@ -121,8 +120,9 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip)
         if not torch.isfinite(norm):
             raise TrainingError(f"the gradient at step {self.step} is {norm.item()} ({figures}): lower learning_rate or look at this batch")
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         self.step += 1
         weight = min(self.settings.ema, self.step / (self.step + 10))
         torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in self.parameters.values()], 1 - weight)
@@ -133,8 +133,8 @@ class Trainer:
     def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, str]]:
         moments = {}
         for name, p in self.parameters.items():
-            for key, value in self.optimizer.state.get(p, {}).items():
-                moments[f"{name}:{key}"] = value
+            for optimizer in self.optimizers:
+                moments |= {f"{name}:{key}": value for key, value in optimizer.state.get(p, {}).items()}
         weights = {name: p.detach() for name, p in self.parameters.items()}
         about = {"step": self.step, "spent": self.spent, "settings": asdict(self.settings)}
         return {"weights.safetensors": weights, "average.safetensors": self.average, "optimizer.safetensors": moments}, {
@@ -153,6 +153,10 @@ class Trainer:
         first, asked = about["settings"], self.settings
         if first["seed"] != asked.seed:
             raise TrainingError(f"{folder / 'last'} was trained with seed={first['seed']}, not {asked.seed}: repeat the words of the first start")
+        if first.get("muon", False) != asked.muon:
+            raise TrainingError(
+                f"{folder / 'last'} was trained with muon={first.get('muon', False)}, not {asked.muon}: repeat the words of the first start"
+            )
         self.step, self.spent = about["step"], about["spent"]
         if self.progress >= 1 and (first["steps"], first["minutes"]) != (asked.steps, asked.minutes):
             raise TrainingError(
@@ -162,10 +166,28 @@ class Trainer:
             )
         load_into(self.parameters, tensors["weights.safetensors"])
         load_into(self.average, tensors["average.safetensors"])
-        for name, p in self.parameters.items():
-            keys = [k for k in tensors["optimizer.safetensors"] if k.rpartition(":")[0] == name]
-            if keys:  # a weight that has had no gradient yet has no moments
-                self.optimizer.state[p] = {k.rpartition(":")[2]: tensors["optimizer.safetensors"][k].to(p.device) for k in keys}
+        moments: dict[str, dict[str, Tensor]] = {name: {} for name in self.parameters}
+        for key, value in tensors["optimizer.safetensors"].items():
+            moments[key.rpartition(":")[0]][key.rpartition(":")[2]] = value
+        for optimizer in self.optimizers:
+            mine = {p for group in optimizer.param_groups for p in group["params"]}
+            for name, p in self.parameters.items():
+                if p in mine and moments[name]:  # a weight that has had no gradient yet has no moments
+                    optimizer.state[p] = {key: value.to(p.device) for key, value in moments[name].items()}
+
+
+def optimizers(model: nn.Module, parameters: list[nn.Parameter], settings: Settings) -> list[torch.optim.Optimizer]:
+    """AdamW, with decay for what has two axes or more; with `muon`, Muon takes the weights of the layers."""
+    mine = matrices(model) if settings.muon else set()
+    rest = [p for p in parameters if p not in mine]
+    groups = [
+        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    made: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, fused=True)]
+    if settings.muon:
+        made.append(Muon([p for p in parameters if p in mine], settings.learning_rate, weight_decay=settings.weight_decay))
+    return made
 
 
 def load_into(tensors: dict[str, Tensor], values: dict[str, Tensor]) -> None:

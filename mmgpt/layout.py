@@ -61,7 +61,7 @@ class Script:
     whole_N: np.ndarray
     span: int
     grid: Grid
-    stop: int | None = None  # this id, where it may be chosen, ends the segment early (text)
+    stops: tuple[int, ...] = ()  # one of these ids, where it may be chosen, ends the segment early (text)
 
     def __len__(self) -> int:
         return len(self.first_N)
@@ -81,11 +81,11 @@ class Script:
         return Written(filled, self.open_N, self.whole_N, self.place_N3, self.span, learn, encoder, prepared)
 
 
-def script(steps: Iterable[int | Span], places: np.ndarray, grid: Grid, whole: bool = False, stop: int | None = None) -> Script:
+def script(steps: Iterable[int | Span], places: np.ndarray, grid: Grid, whole: bool = False, stops: tuple[int, ...] = ()) -> Script:
     steps = list(steps)
     first = np.array([s.start if isinstance(s, Span) else s for s in steps], dtype=np.int64)
     last = np.array([s.stop - 1 if isinstance(s, Span) else s for s in steps], dtype=np.int64)
-    return Script(first, last, places, (first == VECTOR) & whole, int(places.max(initial=-1)) + 1, grid, stop)
+    return Script(first, last, places, (first == VECTOR) & whole, int(places.max(initial=-1)) + 1, grid, stops)
 
 
 def line(n: int) -> np.ndarray:
@@ -106,27 +106,38 @@ def framed(grid: Grid, before: int, row_ends: bool, after: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class TextLayout:
-    """text: one slot an id, then `end` (None: nothing marks the end, the caller stops). Causal."""
+    """text: one slot an id, then `end` (None: nothing marks the end, the caller stops). Causal.
 
-    ids: Span  # the tokenizer's ids and, last, `end`
+    `other_ends` end a written text too (Llama 3's turn ends); without `end_given` only a text that is learned has an end, so
+    that a given one is continued.
+    """
+
+    ids: Span  # all ids that a text may hold, its ends among them
     end: int | None
+    other_ends: tuple[int, ...] = ()
+    end_given: bool = True
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        return (*(() if self.end is None else (self.end,)), *self.other_ends)
 
     @lru_cache(maxsize=256)  # noqa: B019 - a handful of frozen layouts live as long as the program
-    def script(self, grid: Grid) -> Script:
+    def script(self, grid: Grid, ended: bool = True) -> Script:
         length = grid[2]
         if length < 0:
             raise InputError(f"a text of {length} ids: use 0 or more")
-        steps = [*[self.ids] * length, *([] if self.end is None else [self.end])]
-        return script(steps, line(len(steps)) if steps else np.zeros((1, 3), np.int64)[:0], grid, stop=self.end)
+        steps = [*[self.ids] * length, *([self.end] if ended and self.end is not None else [])]
+        return script(steps, line(len(steps)) if steps else np.zeros((1, 3), np.int64)[:0], grid, stops=self.ends)
 
     def write(self, codes: np.ndarray, learn: bool = False) -> Written:
-        written = self.script((1, 1, len(codes))).write(codes, learn)
-        if self.end is not None:  # where a head wrote text it also chose to end it
+        ended = self.end is not None and (learn or self.end_given)
+        written = self.script((1, 1, len(codes)), ended).write(codes, learn)
+        if ended:  # where a head wrote text it also chose to end it
             written.choice_N[-1] = True
         return written
 
     def codes(self, ids: np.ndarray, grid: Grid) -> np.ndarray:
-        return ids[ids != self.end]
+        return ids[~np.isin(ids, self.ends)]
 
 
 @dataclass(frozen=True)
@@ -227,7 +238,7 @@ class Automaton:
         if choice is None or id not in choice:
             raise InputError(f"id {id} at slot {self.length}: the layout allows {choice}")
         self.scripts = [s for s in self.scripts if s.first_N[self.length] <= id <= s.last_N[self.length]]
-        self.stopped = choice.forced is None and id == self.scripts[0].stop
+        self.stopped = choice.forced is None and id in self.scripts[0].stops
         self.length += 1
 
     @property

@@ -69,16 +69,22 @@ class Port:
 class GPT(nn.Module):
     """Encoders, one shared decoder, heads: a stream of vectors in, a vector a position out, scored by the heads.
 
-    `begin` opens every document. All ids are rows of one table, and each head is a view of its port's rows of it.
+    `begin` opens every document. All ids are rows of one table, and each head is a view of its port's rows of it: of the table that
+    embeds them where weights are `tied`, else of a second one, `output`.
     """
 
-    def __init__(self, decoder: DecoderConfig, ports: Mapping[str, Port], num_ids: int, begin: int | None = None, max_length: int = 2048):
+    def __init__(
+        self, decoder: DecoderConfig, ports: Mapping[str, Port], num_ids: int, begin: int | None = None, max_length: int = 2048, tied: bool = True
+    ):
         super().__init__()
         self.ports, self.begin, self.max_length = dict(ports), begin, max_length
         self.table = Table(num_ids, decoder.width)
+        if not tied:
+            self.output = Table(num_ids, decoder.width)
+        scored = self.table if tied else self.output
         self.encoders = nn.ModuleDict({name: port.encoder for name, port in ports.items() if port.encoder is not None})
         self.decoder = Decoder(decoder)
-        self.heads = nn.ModuleDict({name: port.head(self.table, port.writes.ids) for name, port in ports.items() if port.writes is not None})
+        self.heads = nn.ModuleDict({name: port.head(scored, port.writes.ids) for name, port in ports.items() if port.writes is not None})
         self.codecs = nn.ModuleDict({name: port.codec for name, port in ports.items() if isinstance(port.codec, nn.Module)})
         self.codecs.requires_grad_(False)  # trained before, by a recipe of their own
 

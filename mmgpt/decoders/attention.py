@@ -10,15 +10,17 @@ from torch.nn import functional as F
 
 
 def may_read(
-    document_BT: Int[Tensor, "B T"], block_BT: Int[Tensor, "B T"], document_BS: Int[Tensor, "B S"], block_BS: Int[Tensor, "B S"]
+    document_BT: Int[Tensor, "B T"], block_BT: Int[Tensor, "B T"], document_BS: Int[Tensor, "B S"], block_BS: Int[Tensor, "B S"], window: int = 0
 ) -> Bool[Tensor, "B 1 T S"]:
-    """A position reads, within its own document, its own block and the blocks before it.
+    """A position reads, within its own document, its own block and the blocks before it; with a `window`, the last so many blocks.
 
     document 1 1 1 1 1 2    two documents in one row never see each other
     block    0 1 2 3 4 0    text: every position is its own block, hence causal
     block    0 1 1 1 2 0    text, a 3-vector picture that is read as a whole, text
     """
-    return ((document_BT[:, :, None] == document_BS[:, None]) & (block_BS[:, None] <= block_BT[:, :, None]))[:, None]
+    back_BTS = block_BT[:, :, None] - block_BS[:, None]
+    near_BTS = (back_BTS >= 0) & (back_BTS < window) if window else back_BTS >= 0
+    return ((document_BT[:, :, None] == document_BS[:, None]) & near_BTS)[:, None]
 
 
 @dataclass(frozen=True)
@@ -30,19 +32,23 @@ class Reading:
     document_BS: Int[Tensor, "B S"]
     block_BS: Int[Tensor, "B S"]
     backend: str = "sdpa"
+    window: int = 0
 
     @cached_property
     def mask(self) -> Bool[Tensor, "B 1 T S"]:
-        return may_read(self.document_BT, self.block_BT, self.document_BS, self.block_BS)
+        return may_read(self.document_BT, self.block_BT, self.document_BS, self.block_BS, self.window)
 
     @cached_property
     def block_mask(self):
         from torch.nn.attention.flex_attention import create_block_mask  # a second to import
 
         (batch, queries), keys = self.document_BT.shape, self.document_BS.shape[1]
+        window = self.window or 2**62
         return create_block_mask(
             # a lambda, since torch counts its arguments and a checked function (tests) hides them
-            lambda b, h, q, k: (self.document_BT[b, q] == self.document_BS[b, k]) & (self.block_BS[b, k] <= self.block_BT[b, q]),
+            lambda b, h, q, k: (self.document_BT[b, q] == self.document_BS[b, k])
+            & (self.block_BS[b, k] <= self.block_BT[b, q])
+            & (self.block_BT[b, q] - self.block_BS[b, k] < window),
             batch, None, queries, keys, device=self.document_BT.device,
         )  # fmt: skip
 

@@ -1,7 +1,8 @@
 """(B, T, D) vectors, their positions and who may read whom -> (B, T, D) vectors. It knows no modality."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -15,9 +16,14 @@ from mmgpt.errors import InputError
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """Sizes of the shared decoder: Llama and Qwen3 are settings of it.
+    """Sizes and switches of the shared decoder: Llama, Qwen2, Qwen3, Mistral, Chameleon, Emu3 and Janus are settings of it.
 
-    `position_axes` 3 gives interleaved (time, row, column) positions, 1 the plain ones of a text model.
+    `position_axes`      3: interleaved (time, row, column) positions; 1: the plain ones of a text model
+    `rope_frequencies`   of each pair of a head's channels, where they are not theta ** (-pair / pairs) (Llama 3, YaRN);
+                         `rope_gain` multiplies cosines and sines
+    `qk_norm`            "" none; "rms" one RMSNorm for all heads (Qwen3); "layer" a LayerNorm with a weight a head (Chameleon)
+    `norm_after`         what attention and MLP add is normalised, not what they read (Chameleon 34B, after Swin)
+    `window`             blocks that a position reads back, itself included, in the layers `windowed` (without: in all); 0: all
     """
 
     width: int = 256
@@ -29,11 +35,26 @@ class DecoderConfig:
     rope_theta: float = 10_000.0
     position_axes: int = 3
     norm_eps: float = 1e-6
-    qk_norm: bool = True
+    qk_norm: str = "rms"
     qkv_bias: bool = False
     dropout: float = 0.0
+    out_bias: bool = False
+    mlp_bias: bool = False
+    norm_after: bool = False
+    rope_frequencies: tuple[float, ...] = ()
+    rope_gain: float = 1.0
+    window: int = 0
+    windowed: tuple[int, ...] = ()
 
     def __post_init__(self):
+        if isinstance(self.qk_norm, bool):  # as it was written by mmgpt 0.1
+            object.__setattr__(self, "qk_norm", "rms" if self.qk_norm else "")
+        for name in ("rope_frequencies", "windowed"):  # JSON knows lists only
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.qk_norm not in QK_NORMS:
+            raise InputError(f"qk_norm={self.qk_norm!r}: use one of {', '.join(map(repr, QK_NORMS))}")
+        if self.rope_frequencies and len(self.rope_frequencies) != self.head_width // 2:
+            raise InputError(f"{len(self.rope_frequencies)} rope_frequencies for heads of {self.head_width} channels: pass {self.head_width // 2}")
         if self.num_heads % self.num_kv_heads:
             raise InputError(f"{self.num_heads} heads over {self.num_kv_heads} key/value heads: the first must be a multiple of the second")
 
@@ -45,15 +66,33 @@ def decoder_preset(depth: int) -> DecoderConfig:
     return DecoderConfig(width, depth, heads, heads // 2 if heads % 2 == 0 else heads, 64, 64 * round(width * 8 / 3 / 64))
 
 
+class HeadLayerNorm(nn.Module):
+    """LayerNorm over a head's channels with a weight and a bias of each head's own."""
+
+    def __init__(self, heads: int, width: int, eps: float = 1e-5):
+        super().__init__()
+        self.weight, self.bias, self.eps = nn.Parameter(torch.ones(heads, width)), nn.Parameter(torch.zeros(heads, width)), eps
+
+    def forward(self, x_BHTE: Float[Tensor, "B H T E"]) -> Float[Tensor, "B H T E"]:
+        return F.layer_norm(x_BHTE, x_BHTE.shape[-1:], eps=self.eps) * self.weight[:, None] + self.bias[:, None]
+
+
+QK_NORMS = {
+    "": lambda heads, width, eps: nn.Identity(),
+    "rms": lambda heads, width, eps: nn.RMSNorm(width, eps),
+    "layer": lambda heads, width, eps: HeadLayerNorm(heads, width),
+}
+
+
 class Attention(nn.Module):
     def __init__(self, config: DecoderConfig, layer: int):
         super().__init__()
         self.heads, self.kv_heads, self.layer = config.num_heads, config.num_kv_heads, layer
         width = config.head_width
         self.qkv = nn.Linear(config.width, (self.heads + 2 * self.kv_heads) * width, bias=config.qkv_bias)
-        self.out = nn.Linear(self.heads * width, config.width, bias=False)
-        self.q_norm = nn.RMSNorm(width, config.norm_eps) if config.qk_norm else nn.Identity()
-        self.k_norm = nn.RMSNorm(width, config.norm_eps) if config.qk_norm else nn.Identity()
+        self.out = nn.Linear(self.heads * width, config.width, bias=config.out_bias)
+        self.q_norm = QK_NORMS[config.qk_norm](self.heads, width, config.norm_eps)
+        self.k_norm = QK_NORMS[config.qk_norm](self.kv_heads, width, config.norm_eps)
 
     def forward(self, x_BTD: Float[Tensor, "B T D"], cos, sin, reading: Reading, cache: Cache | NoCache) -> Float[Tensor, "B T D"]:
         x_BHTE = rearrange(self.qkv(x_BTD), "b t (h e) -> b h t e", h=self.heads + 2 * self.kv_heads)
@@ -68,8 +107,8 @@ class SwiGLU(nn.Module):
 
     def __init__(self, config: DecoderConfig):
         super().__init__()
-        self.gate_up = nn.Linear(config.width, 2 * config.mlp_width, bias=False)
-        self.down = nn.Linear(config.mlp_width, config.width, bias=False)
+        self.gate_up = nn.Linear(config.width, 2 * config.mlp_width, bias=config.mlp_bias)
+        self.down = nn.Linear(config.mlp_width, config.width, bias=config.mlp_bias)
 
     def forward(self, x_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         gate, up = self.gate_up(x_BTD).chunk(2, -1)
@@ -84,8 +123,12 @@ class Block(nn.Module):
         self.mlp_norm = nn.RMSNorm(config.width, config.norm_eps)
         self.mlp = SwiGLU(config)
         self.dropout = nn.Dropout(config.dropout)
+        self.norm_after = config.norm_after
 
     def forward(self, x_BTD: Float[Tensor, "B T D"], cos, sin, reading: Reading, cache: Cache | NoCache) -> Float[Tensor, "B T D"]:
+        if self.norm_after:
+            x_BTD = x_BTD + self.dropout(self.attention_norm(self.attention(x_BTD, cos, sin, reading, cache)))
+            return x_BTD + self.dropout(self.mlp_norm(self.mlp(x_BTD)))
         x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), cos, sin, reading, cache))
         return x_BTD + self.dropout(self.mlp(self.mlp_norm(x_BTD)))
 
@@ -106,10 +149,11 @@ class Decoder(nn.Module):
     def forward(
         self, x_BTD: Float[Tensor, "B T D"], position_BT3: Int[Tensor, "B T 3"], reading: Reading, cache: Cache | NoCache | None = None
     ) -> Float[Tensor, "B T D"]:
-        cache = cache or NoCache()
-        cos, sin = rotation(position_BT3, self.config.head_width, self.config.rope_theta, self.config.position_axes)
-        for block in self.blocks:
-            x_BTD = block(x_BTD, cos, sin, reading, cache)
+        cache, c = cache or NoCache(), self.config
+        cos, sin = rotation(position_BT3, c.head_width, c.rope_theta, c.position_axes, c.rope_frequencies, c.rope_gain)
+        near = replace(reading, window=c.window) if c.window else reading
+        for layer, block in enumerate(self.blocks):
+            x_BTD = block(x_BTD, cos, sin, near if not c.windowed or layer in c.windowed else reading, cache)
         return self.norm(x_BTD)
 
     def new_cache(self, rows: int, length: int) -> Cache:

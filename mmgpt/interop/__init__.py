@@ -1,0 +1,1 @@
+"""Models of others <-> models of ours: released checkpoints, pretrained parts, transformers."""

@@ -1,0 +1,181 @@
+"""A folder or hub id of a released model -> a GPT of ours; and back. One table says which module knows which `model_type`.
+
+No code from a checkpoint runs, and only safetensors are read. A family builds the model without memory and says, for each of our
+tensors, which of theirs lie in it one after the other; names and shapes are compared before memory is taken.
+"""
+
+import json
+import shutil
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from mmgpt.checkpoint import parsed, replace_folder, sync_folder
+from mmgpt.errors import CheckpointError
+from mmgpt.interop.shards import INDEX, Place, places
+from mmgpt.model import GPT
+
+FAMILIES = dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), "mmgpt.interop.text")  # model_type -> module with `build`
+TEXTS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "chat_template.jinja")
+TEXTS += ("preprocessor_config.json", "processor_config.json")
+MAX_TEXT = 2**28  # bytes of a JSON file
+SHARD = 4 * 2**30  # bytes of a file that is written
+
+# our tensor -> (their tensor, its rows), one after the other
+KeyMap = Mapping[str, Sequence[tuple[str, int]]]
+
+
+@dataclass(frozen=True)
+class Released:
+    """Where a model came from, and what it takes to write it back: its config, its key map, its small files."""
+
+    model_type: str
+    values: dict
+    keys: KeyMap
+    texts: Mapping[str, str] = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()  # endings of their tensors that hold nothing of their own
+    left_out: str = ""
+
+
+def load(folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> GPT:
+    """The model of a folder in transformers' format; `dtype` None keeps the one that its config names, else that of its first tensor."""
+    folder = Path(folder)
+    values = config_of(folder)
+    texts = {name: text_of(folder / name) for name in TEXTS if (folder / name).is_file()}
+    build: Callable[[dict, Mapping[str, str], Path], tuple[GPT, Released]] = import_module(FAMILIES[values["model_type"]]).build
+    with torch.device("meta"):
+        gpt, released = build(values, texts, folder)
+    gpt.config = released
+    found = places(folder)
+    check(gpt, released, found, folder)
+    dtype = dtype or named_dtype(values) or next(iter(found.values())).dtype
+    fill(gpt, released, found, torch.device(device), dtype)
+    return gpt.eval()
+
+
+def config_of(folder: Path) -> dict:
+    """config.json, if it is of a family we know and asks for no code of its own."""
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{folder} has neither manifest.json nor config.json: pass the folder of a model")
+    values = parsed(text_of(folder / "config.json"), f"{folder / 'config.json'}")
+    kind = values.get("model_type")
+    if not isinstance(kind, str) or kind not in FAMILIES:
+        close = get_close_matches(str(kind), FAMILIES, 1)
+        hint = f"; the closest is {close[0]}" if close else ""
+        raise CheckpointError(f"{folder} is of model_type {kind!r}: known are {', '.join(FAMILIES)}{hint}")
+    if values.get("auto_map"):
+        raise CheckpointError(
+            f"{folder}: config.json asks for code of its own ({', '.join(values['auto_map'])}), and no code from a checkpoint is ever run: "
+            "pass the checkpoint that is made for transformers itself"
+        )
+    return values
+
+
+def text_of(path: Path) -> str:
+    if path.stat().st_size > MAX_TEXT:
+        raise CheckpointError(f"{path} has {path.stat().st_size} bytes, at most {MAX_TEXT} are read: copy the checkpoint again")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise CheckpointError(f"{path} is no text: copy the checkpoint again") from None
+
+
+def named_dtype(values: dict) -> torch.dtype | None:
+    name = values.get("dtype") or values.get("torch_dtype")
+    dtype = getattr(torch, name, None) if isinstance(name, str) else None
+    return dtype if isinstance(dtype, torch.dtype) else None
+
+
+def check(gpt: GPT, released: Released, found: Mapping[str, Place], folder: Path) -> None:
+    """Every tensor of ours has its parts, of the right shapes, and nothing is left over."""
+    wanted = gpt.state_dict()
+    theirs = {name for parts in released.keys.values() for name, _ in parts}
+    for name in sorted(theirs - found.keys()):
+        raise CheckpointError(f"{folder}: tensor {name} is missing, {len(theirs - found.keys())} in all: copy the checkpoint again")
+    for name in sorted(n for n in found.keys() - theirs if not n.endswith(released.ignored or "\0")):
+        raise CheckpointError(f"{folder}: tensor {name} is not of a {released.model_type} with this config.json: copy the checkpoint again")
+    if wanted.keys() != released.keys.keys():
+        raise AssertionError(f"the key map of {released.model_type} names {sorted(wanted.keys() ^ released.keys.keys())[:3]}")
+    for ours, parts in released.keys.items():
+        for name, rows in parts:
+            shape = (rows, *wanted[ours].shape[1:])
+            if found[name].shape != shape:
+                raise CheckpointError(
+                    f"{folder}: tensor {name} has shape {found[name].shape}, config.json asks for {shape}: copy the checkpoint again"
+                )
+
+
+def fill(gpt: GPT, released: Released, found: Mapping[str, Place], device: torch.device, dtype: torch.dtype) -> None:
+    """Takes the memory and reads each part to where it belongs."""
+    for ours, tensor in list(gpt.state_dict(keep_vars=True).items()):
+        home, _, leaf = ours.rpartition(".")
+        made = torch.empty(tensor.shape, dtype=dtype if tensor.is_floating_point() else tensor.dtype, device=device)
+        owner = gpt.get_submodule(home)
+        if isinstance(tensor, nn.Parameter):
+            setattr(owner, leaf, nn.Parameter(made, tensor.requires_grad))
+        else:
+            setattr(owner, leaf, made)
+        for part, (name, _) in zip(made.split([rows for _, rows in released.keys[ours]]), released.keys[ours], strict=True):
+            found[name].read(part)
+
+
+def export(gpt: GPT, folder: str | Path, dtype: torch.dtype | None = None) -> Path:
+    """The model in transformers' format, for the families that were loaded from it: safetensors, config.json, its tokenizer's files."""
+    from safetensors.torch import save_file
+
+    folder, released = Path(folder), gpt.config
+    if not isinstance(released, Released):
+        raise CheckpointError("this model is mmgpt's own and has no format of others: use mmgpt.save")
+    if folder.exists() and any(folder.iterdir()) and not (folder / "config.json").is_file():
+        raise CheckpointError(f"{folder} exists and is no checkpoint: nothing of it was touched; choose another folder")
+    fresh = folder.with_name(f"{folder.name}.new-{uuid.uuid4().hex[:8]}")
+    fresh.mkdir(parents=True)
+    try:
+        shards = split(theirs(gpt, released, dtype))
+        names = [f"model-{n:05d}-of-{len(shards):05d}.safetensors" for n in range(1, len(shards) + 1)] if len(shards) > 1 else ["model.safetensors"]
+        for name, shard in zip(names, shards, strict=True):
+            save_file({key: make() for key, (_, make) in shard.items()}, fresh / name, metadata={"format": "pt"})
+        if len(shards) > 1:
+            where = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
+            size = sum(bytes for shard in shards for bytes, _ in shard.values())
+            (fresh / INDEX).write_text(json.dumps({"metadata": {"total_size": size}, "weight_map": where}, indent=1))
+        values = released.values | {"dtype": str(dtype or gpt.table.weight.dtype).removeprefix("torch.")}
+        (fresh / "config.json").write_text(json.dumps(values, indent=1))
+        for name, text in released.texts.items():
+            (fresh / name).write_text(text, encoding="utf-8")
+        sync_folder(fresh)
+        replace_folder(fresh, folder)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    return folder
+
+
+def theirs(gpt: GPT, released: Released, dtype: torch.dtype | None) -> dict[str, tuple[int, Callable[[], Tensor]]]:
+    """Their tensors: how many bytes each takes, and a function that makes it."""
+    ours, found = gpt.state_dict(), {}
+    for name, parts in released.keys.items():
+        for part, (key, _) in zip(ours[name].split([rows for _, rows in parts]), parts, strict=True):
+            kind = dtype if dtype and part.is_floating_point() else part.dtype
+            found[key] = (part.numel() * kind.itemsize, partial(copied, part, kind))
+    return found
+
+
+def copied(part: Tensor, dtype: torch.dtype) -> Tensor:
+    return part.to("cpu", dtype, copy=True).contiguous()
+
+
+def split(tensors: Mapping[str, tuple[int, Callable]]) -> list[dict[str, tuple[int, Callable]]]:
+    """In order, at most SHARD bytes a file."""
+    shards: list[dict] = [{}]
+    for name, (size, make) in tensors.items():
+        if shards[-1] and sum(s for s, _ in shards[-1].values()) + size > SHARD:
+            shards.append({})
+        shards[-1][name] = (size, make)
+    return shards

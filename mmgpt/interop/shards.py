@@ -1,0 +1,111 @@
+"""A folder of safetensors files -> where each tensor lies -> its bytes, read straight into the memory where they are used.
+
+The format: 8 bytes of header length, a JSON header, the tensors' bytes (huggingface.co/docs/safetensors). It is read here, not by its
+library, since that maps whole files into memory: parts that are joined on the way (q, k, v) would then be held twice.
+"""
+
+import json
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mmgpt.errors import CheckpointError
+
+INDEX = "model.safetensors.index.json"
+MAX_HEADER = 100_000_000  # bytes, the limit of the format's own library
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn}
+DTYPES |= {"F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8}
+DTYPES |= {"BOOL": torch.bool}
+AGAIN = "copy the checkpoint again"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor lies: `bytes` bytes at `offset` of `file`."""
+
+    file: Path
+    offset: int
+    bytes: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    def read(self, target: Tensor) -> None:
+        """The tensor, into a contiguous one of the same shape; through a buffer where type or device differ."""
+        direct = target.dtype == self.dtype and target.device.type == "cpu" and target.is_contiguous()
+        buffer = target if direct else torch.empty(self.shape, dtype=self.dtype)
+        with open(self.file, "rb") as file:
+            file.seek(self.offset)
+            found = file.readinto(memoryview(buffer.detach().reshape(-1).view(torch.uint8).numpy())) if self.bytes else 0
+        if found != self.bytes:
+            raise CheckpointError(f"{self.file} ended after {found} of {self.bytes} bytes of a tensor: {AGAIN}")
+        if not direct:
+            target.copy_(buffer)
+
+
+def places(folder: Path) -> dict[str, Place]:
+    """Every tensor of a folder. All headers and file sizes are checked; no tensor is read."""
+    found: dict[str, Place] = {}
+    for file in files(folder):
+        for name, place in header(file).items():
+            if name in found:
+                raise CheckpointError(f"{folder}: tensor {name} is in {found[name].file.name} and in {file.name}: {AGAIN}")
+            found[name] = place
+    return found
+
+
+def files(folder: Path) -> list[Path]:
+    """The shards: those that the index names, else all. Pickles are refused."""
+    if (folder / INDEX).is_file():
+        try:
+            named = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
+            good = all(Path(name).name == name and name.endswith(".safetensors") for name in named)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            named, good = [], False
+        if not good:
+            raise CheckpointError(f"{folder / INDEX} is damaged: {AGAIN}")
+        missing = [name for name in named if not (folder / name).is_file()]
+        if missing:
+            raise CheckpointError(f"{folder / missing[0]} is missing, {len(missing)} of {len(named)} shards in all: {AGAIN}")
+        return [folder / name for name in named]
+    shards = sorted(folder.glob("*.safetensors"))
+    if not shards:
+        pickles = sorted(path.name for kind in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(kind))
+        raise CheckpointError(
+            f"{folder} holds 0 safetensors files{f' but the pickle {pickles[0]}, which can run code and is never opened' if pickles else ''}: "
+            "pass a folder with *.safetensors"
+        )
+    return shards
+
+
+def header(file: Path) -> dict[str, Place]:
+    size = file.stat().st_size
+    with open(file, "rb") as opened:
+        start = opened.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        if not 2 <= length <= min(MAX_HEADER, size - 8):
+            raise CheckpointError(f"{file} has {size} bytes and says that {length} of them are its header: {AGAIN}")
+        try:
+            entries = json.loads(opened.read(length))
+            entries.pop("__metadata__", None)
+            found = {name: place_of(file, 8 + length, entry) for name, entry in entries.items()}
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            if isinstance(error, CheckpointError):
+                raise
+            raise CheckpointError(f"{file}: its header is damaged: {AGAIN}") from None
+    end = max((place.offset + place.bytes for place in found.values()), default=8 + length)
+    if end != size:
+        raise CheckpointError(f"{file} has {size} bytes, its header says {end}: it was cut short or changed; {AGAIN}")
+    return found
+
+
+def place_of(file: Path, base: int, entry: Mapping) -> Place:
+    begin, end = entry["data_offsets"]
+    dtype, shape = DTYPES.get(entry["dtype"]), tuple(entry["shape"])
+    if dtype is None or not all(isinstance(n, int) and n >= 0 for n in (begin, end, *shape)) or math.prod(shape) * dtype.itemsize != end - begin:
+        raise CheckpointError(f"{file}: a tensor of {entry['dtype']} {list(shape)} in {end - begin} bytes: its header is damaged; {AGAIN}")
+    return Place(file, base + begin, end - begin, dtype, shape)

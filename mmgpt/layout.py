@@ -62,6 +62,7 @@ class Script:
     span: int
     grid: Grid
     stops: tuple[int, ...] = ()  # one of these ids, where it may be chosen, ends the segment early (text)
+    hole: Span | None = None  # ids that may not stand in an open slot although they lie in its range (codes within a text vocabulary)
 
     def __len__(self) -> int:
         return len(self.first_N)
@@ -77,15 +78,19 @@ class Script:
             raise InputError(f"{len(ids)} codes for a layout of {int(self.open_N.sum())} open slots (grid {self.grid}): pass one code a slot")
         if ((ids < self.first_N[self.open_N]) | (ids > self.last_N[self.open_N])).any():
             raise InputError(f"ids {ids.min()}..{ids.max()} leave the layout's range {self.first_N[self.open_N][0]}..{self.last_N[self.open_N][0]}")
+        if self.hole is not None and ((ids >= self.hole.start) & (ids < self.hole.stop)).any():
+            raise InputError(f"ids {self.hole.start}..{self.hole.stop - 1} belong to another modality: this layout may not write them")
         filled[self.open_N] = ids
         return Written(filled, self.open_N, self.whole_N, self.place_N3, self.span, learn, encoder, prepared)
 
 
-def script(steps: Iterable[int | Span], places: np.ndarray, grid: Grid, whole: bool = False, stops: tuple[int, ...] = ()) -> Script:
+def script(
+    steps: Iterable[int | Span], places: np.ndarray, grid: Grid, whole: bool = False, stops: tuple[int, ...] = (), hole: Span | None = None
+) -> Script:
     steps = list(steps)
     first = np.array([s.start if isinstance(s, Span) else s for s in steps], dtype=np.int64)
     last = np.array([s.stop - 1 if isinstance(s, Span) else s for s in steps], dtype=np.int64)
-    return Script(first, last, places, (first == VECTOR) & whole, int(places.max(initial=-1)) + 1, grid, stops)
+    return Script(first, last, places, (first == VECTOR) & whole, int(places.max(initial=-1)) + 1, grid, stops, hole)
 
 
 def line(n: int) -> np.ndarray:
@@ -109,13 +114,14 @@ class TextLayout:
     """text: one slot an id, then `end` (None: nothing marks the end, the caller stops). Causal.
 
     `other_ends` end a written text too (Llama 3's turn ends); without `end_given` only a text that is learned has an end, so
-    that a given one is continued.
+    that a given one is continued. `hole` are ids of another modality in the midst of the text's (Chameleon).
     """
 
     ids: Span  # all ids that a text may hold, its ends among them
     end: int | None
     other_ends: tuple[int, ...] = ()
     end_given: bool = True
+    hole: Span | None = None
 
     @property
     def ends(self) -> tuple[int, ...]:
@@ -127,7 +133,7 @@ class TextLayout:
         if length < 0:
             raise InputError(f"a text of {length} ids: use 0 or more")
         steps = [*[self.ids] * length, *([self.end] if ended and self.end is not None else [])]
-        return script(steps, line(len(steps)) if steps else np.zeros((1, 3), np.int64)[:0], grid, stops=self.ends)
+        return script(steps, line(len(steps)) if steps else np.zeros((1, 3), np.int64)[:0], grid, stops=self.ends, hole=self.hole)
 
     def write(self, codes: np.ndarray, learn: bool = False) -> Written:
         ended = self.end is not None and (learn or self.end_given)
@@ -160,6 +166,11 @@ class CodesLayout:
     end_is_row_end: bool = False
     table: tuple[int, ...] | None = None
     sizes: tuple[Grid, ...] = ()  # what may be generated; () = whatever the caller asks for
+    flat: bool = False  # positions in a line, as in the text: models whose decoder knows one axis
+
+    def __post_init__(self):
+        if self.table is not None and (len(set(self.table)) != len(self.table) or len(self.table) != len(self.ids)):
+            raise InputError(f"a table of {len(self.table)} ids, {len(set(self.table))} of them different, for {len(self.ids)} codes: one id a code")
 
     def header(self, grid: Grid) -> list[int]:
         if self.digits is None:
@@ -177,8 +188,8 @@ class CodesLayout:
         after = [id for id in (self.end_codes, self.end) if id is not None]
         if self.end_is_row_end:
             body[-1], after = after[-1], []
-        places = framed(grid, len(before), self.row_end is not None, len(after))
-        return script([*before, *body, *after], places, grid)
+        steps = [*before, *body, *after]
+        return script(steps, line(len(steps)) if self.flat else framed(grid, len(before), self.row_end is not None, len(after)), grid)
 
     def write(self, codes: np.ndarray, learn: bool = False) -> Written:
         codes = np.asarray(codes)
@@ -203,16 +214,25 @@ class VectorsLayout:
     begin: int
     end: int
     whole: bool = True
+    flat: bool = False
 
     @lru_cache(maxsize=256)  # noqa: B019
     def script(self, grid: Grid) -> Script:
         if min(grid) < 1:
             raise InputError(f"a segment of {grid} vectors: nothing to read; pass at least one vector")
         count = grid[0] * grid[1] * grid[2]
-        return script([self.begin, *[VECTOR] * count, self.end], framed(grid, 1, False, 1), grid, self.whole)
+        places = line(count + 2) if self.flat else framed(grid, 1, False, 1)
+        return script([self.begin, *[VECTOR] * count, self.end], places, grid, self.whole)
 
     def write(self, prepared: Prepared, encoder: str) -> Written:
         return self.script(prepared.grid).write(encoder=encoder, prepared=prepared)
+
+
+def without(span: Span, hole: Span | None) -> list[Span]:
+    """What is left of a choice of ids: one span, or what lies before and behind the hole."""
+    if hole is None or len(span) == 1 or hole.stop <= span.start or span.stop <= hole.start:
+        return [span]
+    return [part for part in (Span(span.start, hole.start), Span(hole.stop, span.stop)) if part.start < part.stop]
 
 
 class Automaton:
@@ -230,7 +250,7 @@ class Automaton:
         """The choice for the next slot; None when the segment is complete."""
         if self.stopped or self.length == len(self.scripts[0]):
             return None
-        spans = {Span(int(s.first_N[self.length]), int(s.last_N[self.length]) + 1) for s in self.scripts}
+        spans = {part for s in self.scripts for part in without(Span(int(s.first_N[self.length]), int(s.last_N[self.length]) + 1), s.hole)}
         return Choice(tuple(sorted(spans)))
 
     def push(self, id: int) -> None:

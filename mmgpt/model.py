@@ -8,7 +8,7 @@ Nothing below asks which modality it is working on.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -20,6 +20,7 @@ from mmgpt.decoders.heads import TableHead
 from mmgpt.decoders.transformer import Decoder, DecoderConfig
 from mmgpt.encoders.codes import Table
 from mmgpt.errors import InputError, TrainingError
+from mmgpt.generate.guidance import unconditional_form
 from mmgpt.generate.sampling import GREEDY, Sampling
 from mmgpt.layout import CodesLayout, Span, TextLayout, VectorsLayout
 from mmgpt.pack import Document
@@ -57,13 +58,16 @@ class Port:
     head: Callable[[nn.Embedding, Span], nn.Module] = TableHead
     sampling: Sampling = GREEDY  # how its codes are drawn, and with which guidance, where the caller does not say
     guidance: float = 1.0
+    table: nn.Module | None = None  # codes -> vectors, where they are no rows of the table of all ids (Janus)
+    unconditional: Callable[[Sequence[Part]], list[Part]] = unconditional_form  # what guidance compares with
 
     def write(self, part: Part, name: str) -> Written:
         if self.reads is not None and not part.learn and part.codes is None:
             return self.reads.write(self.encoder.prepare(part.value), name)
         if self.writes is None or self.codec is None:
             raise InputError(f"{name} can be read but not written by this model: it has no codec for it")
-        return self.writes.write(self.codec.encode(part.value) if part.codes is None else part.codes, part.learn)
+        written = self.writes.write(self.codec.encode(part.value) if part.codes is None else part.codes, part.learn)
+        return replace(written, head=name)
 
 
 class GPT(nn.Module):
@@ -82,6 +86,7 @@ class GPT(nn.Module):
         if not tied:
             self.output = Table(num_ids, decoder.width)
         scored = self.table if tied else self.output
+        self.tables = nn.ModuleDict({name: port.table for name, port in ports.items() if port.table is not None})
         self.encoders = nn.ModuleDict({name: port.encoder for name, port in ports.items() if port.encoder is not None})
         self.decoder = Decoder(decoder)
         self.heads = nn.ModuleDict({name: port.head(scored, port.writes.ids) for name, port in ports.items() if port.writes is not None})
@@ -110,6 +115,11 @@ class GPT(nn.Module):
 
     def embed(self, stream: Stream) -> Float[Tensor, "B T D"]:
         x_BTD = self.table(stream.ids_BT)
+        for name, table in self.tables.items():
+            ids = self.ports[name].writes.ids
+            at = ((stream.ids_BT >= ids.start) & (stream.ids_BT < ids.stop)).flatten().nonzero()[:, 0]
+            vectors_ND = table(stream.ids_BT.flatten()[at] - ids.start).to(x_BTD.dtype)
+            x_BTD = x_BTD.flatten(0, 1).index_copy(0, at, vectors_ND).view_as(x_BTD)
         for given in stream.inputs:
             vectors_ND = self.encoders[given.encoder](given.prepared).to(x_BTD.dtype)
             x_BTD = x_BTD.flatten(0, 1).index_copy(0, given.slot_N, vectors_ND).view_as(x_BTD)

@@ -10,6 +10,7 @@ from mmgpt.layout import Span
 from mmgpt.types import VECTOR, Input, Stream, Target, Written, join
 
 Document = Sequence[Written]
+ANY = -1  # a target whose head is found by its id
 
 
 def length(document: Document) -> int:
@@ -37,7 +38,7 @@ def pack(documents: Sequence[Document], heads: dict[str, Span], row_length: int 
     """All documents as one stream. Without `row_length` every document has a row of its own.
 
     A target is written at the position *before* its id, the one that predicts it, for every id that was chosen in a
-    segment to be learned; it goes to the head whose span holds it.
+    segment to be learned; it goes to the segment's head, or else to the one whose span holds it.
     """
     lengths = [length(d) for d in documents]
     if not documents or min(lengths) == 0:
@@ -45,7 +46,7 @@ def pack(documents: Sequence[Document], heads: dict[str, Span], row_length: int 
     rows = [[i] for i in range(len(documents))] if row_length is None else assign(lengths, row_length)
     shape = (len(rows), row_length or max(lengths))
     ids, document_no, block = (np.zeros(shape, np.int64) for _ in range(3))
-    position, learn = np.zeros((*shape, 3), np.int64), np.zeros(shape, bool)
+    position, learn, names = np.zeros((*shape, 3), np.int64), np.zeros(shape, np.int64), ["", *heads]
     slots: dict[str, list[np.ndarray]] = {}
     prepared: dict[str, list] = {}
     for row, members in enumerate(rows):
@@ -54,7 +55,8 @@ def pack(documents: Sequence[Document], heads: dict[str, Span], row_length: int 
             start, base, blocks = column, 0, 0
             for written in documents[index]:
                 here = slice(column, column + len(written))
-                ids[row, here], document_no[row, here], learn[row, here] = written.ids_N, number, written.choice_N & written.learn
+                ids[row, here], document_no[row, here] = written.ids_N, number
+                learn[row, here] = np.where(written.choice_N & written.learn, names.index(written.head) if written.head in heads else ANY, 0)
                 position[row, here] = written.place_N3 + base
                 block[row, here] = blocks_of(written, blocks)
                 if written.prepared is not None:
@@ -63,7 +65,7 @@ def pack(documents: Sequence[Document], heads: dict[str, Span], row_length: int 
                     prepared.setdefault(written.encoder, []).append(written.prepared)
                 base, column = base + written.span, here.stop
                 blocks = int(block[row, column - 1]) + 1 if len(written) else blocks
-            learn[row, start] = False  # nothing stands before a document's first id that could predict it
+            learn[row, start] = 0  # nothing stands before a document's first id that could predict it
     inputs = tuple(Input(name, join(prepared[name]), torch.from_numpy(np.concatenate(slots[name]))) for name in slots)
     stream = (torch.from_numpy(x) for x in (ids, document_no, block, position))
     return Stream(*stream, inputs, targets(ids, learn, heads))
@@ -77,10 +79,11 @@ def blocks_of(written: Written, first: int) -> np.ndarray:
 
 
 def targets(ids_BT: np.ndarray, learn_BT: np.ndarray, heads: dict[str, Span]) -> tuple[Target, ...]:
-    flat, at = ids_BT.reshape(-1), np.flatnonzero(learn_BT.reshape(-1))
+    """`learn_BT` 0: no target; 1, 2, ...: of the first head, the second, ...; ANY: of the head whose span holds the id."""
+    flat, learn, at = ids_BT.reshape(-1), learn_BT.reshape(-1), np.flatnonzero(learn_BT)
     found = []
-    for name, span in heads.items():
-        mine = at[(flat[at] >= span.start) & (flat[at] < span.stop)]
+    for number, (name, span) in enumerate(heads.items(), 1):
+        mine = at[(learn[at] == number) | ((learn[at] == ANY) & (flat[at] >= span.start) & (flat[at] < span.stop))]
         if len(mine):
             found.append(Target(name, torch.from_numpy(mine - 1), torch.from_numpy(flat[mine])))
     return tuple(found)

@@ -47,7 +47,7 @@ class Part:
 
     value: Segment
     learn: bool = False
-    codes: Int[np.ndarray, "h w"] | None = None
+    codes: Int[np.ndarray, "*grid"] | None = None
 
 
 Sample = list[Part]
@@ -90,6 +90,7 @@ class Written:
     whole_N    the slot belongs to the one block that is read as a whole
     place_N3   (time, row, column) relative to where the segment begins
     span       how far the next segment's positions start behind this one's
+    head       the head that learns the chosen slots; without, the one whose ids they are
     """
 
     ids_N: Int[np.ndarray, "N"]
@@ -100,6 +101,7 @@ class Written:
     learn: bool = False
     encoder: str = ""
     prepared: Prepared | None = None
+    head: str = ""
 
     def __len__(self) -> int:
         return len(self.ids_N)

@@ -44,16 +44,25 @@ KINDS = {
 
 
 @lru_cache
-def tokenizer_json() -> str:
+def tokenizer_json(*controls: str) -> str:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=300, special_tokens=["<pad>", "<s>", "</s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=300, special_tokens=["<pad>", "<s>", "</s>", *controls], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
     tokenizer.train_from_iterator(["a red apple and a green apple"], trainer)
     return tokenizer.to_str()
+
+
+def lively(theirs):
+    """No norm or bias that does nothing."""
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            if ("norm" in name or "bias" in name) and "vqmodel" not in name:  # there it would make all codes one
+                parameter.uniform_(0.5, 1.5)
+    return theirs.eval()
 
 
 def released(folder, kind: str, changes: dict, dtype=torch.float32, **saving):
@@ -61,11 +70,7 @@ def released(folder, kind: str, changes: dict, dtype=torch.float32, **saving):
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
     torch.manual_seed(0)
-    theirs = AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**SIZES | changes)).to(dtype).eval()
-    with torch.no_grad():
-        for name, parameter in theirs.named_parameters():
-            if "norm" in name or "bias" in name:
-                parameter.uniform_(0.5, 1.5)
+    theirs = lively(AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**SIZES | changes)).to(dtype))
     theirs.save_pretrained(folder, **saving)
     (folder / "tokenizer.json").write_text(tokenizer_json())
     return theirs

@@ -12,4 +12,5 @@ class Table(nn.Embedding):
         nn.init.normal_(self.weight, std=0.02)
 
     def forward(self, ids: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape D"]:
-        return nn.functional.embedding(ids.clamp_min(0), self.weight)
+        """Ids that are no rows of it (vectors stand there, or another table's codes) give some row, to be replaced."""
+        return nn.functional.embedding(ids.clamp(0, len(self.weight) - 1), self.weight)

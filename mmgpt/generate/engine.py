@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mmgpt.errors import GuidanceError, InputError
-from mmgpt.generate.guidance import guide, unconditional_form
+from mmgpt.generate.guidance import guide
 from mmgpt.generate.sampling import Sampling, choose
 from mmgpt.layout import Automaton, Choice, Span
 from mmgpt.pack import Document, length, pack
@@ -87,7 +87,7 @@ class Task:
         self.script = self.port.writes.script(grid)
         self.sampling = request.sampling or self.port.sampling
         self.guidance = self.scale(parts)
-        samples = [parts] if self.guidance == 1 else [parts, unconditional_form(parts)]
+        samples = [parts] if self.guidance == 1 else [parts, self.port.unconditional(parts)]
         self.rows = [Row(gpt.write(sample), Automaton([self.script])) for sample in samples]
         self.check_length(gpt.max_length)
         self.generator = torch.Generator().manual_seed(request.seed)

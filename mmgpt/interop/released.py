@@ -23,13 +23,14 @@ from mmgpt.interop.shards import INDEX, Place, places
 from mmgpt.model import GPT
 
 FAMILIES = dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), "mmgpt.interop.text")  # model_type -> module with `build`
+FAMILIES |= {kind: f"mmgpt.interop.{kind}" for kind in ("chameleon", "emu3", "janus")}
 TEXTS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "chat_template.jinja")
 TEXTS += ("preprocessor_config.json", "processor_config.json")
 MAX_TEXT = 2**28  # bytes of a JSON file
 SHARD = 4 * 2**30  # bytes of a file that is written
 
-# our tensor -> (their tensor, its rows), one after the other
-KeyMap = Mapping[str, Sequence[tuple[str, int]]]
+# our tensor -> (their tensor, its rows), one after the other; rows None: all of it
+KeyMap = Mapping[str, Sequence[tuple[str, int | None]]]
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def check(gpt: GPT, released: Released, found: Mapping[str, Place], folder: Path
         raise AssertionError(f"the key map of {released.model_type} names {sorted(wanted.keys() ^ released.keys.keys())[:3]}")
     for ours, parts in released.keys.items():
         for name, rows in parts:
-            shape = (rows, *wanted[ours].shape[1:])
+            shape = tuple(wanted[ours].shape) if rows is None else (rows, *wanted[ours].shape[1:])
             if found[name].shape != shape:
                 raise CheckpointError(
                     f"{folder}: tensor {name} has shape {found[name].shape}, config.json asks for {shape}: copy the checkpoint again"
@@ -122,8 +123,31 @@ def fill(gpt: GPT, released: Released, found: Mapping[str, Place], device: torch
             setattr(owner, leaf, nn.Parameter(made, tensor.requires_grad))
         else:
             setattr(owner, leaf, made)
-        for part, (name, _) in zip(made.split([rows for _, rows in released.keys[ours]]), released.keys[ours], strict=True):
+        for part, name in parts_of(made, released.keys[ours]):
             found[name].read(part)
+    for module in gpt.modules():
+        refresh(module, device)
+
+
+def parts_of(tensor: Tensor, parts: Sequence[tuple[str, int | None]]) -> list[tuple[Tensor, str]]:
+    """Their tensors' stretches of one of ours."""
+    if parts[0][1] is None:
+        return [(tensor, parts[0][0])]
+    return list(zip(tensor.split([rows for _, rows in parts]), (name for name, _ in parts), strict=True))
+
+
+def refresh(module: nn.Module, device: torch.device) -> None:
+    """Buffers of a transformers model that are in no checkpoint, made anew: it knows how, and leaves marked tensors as they are."""
+    if not hasattr(module, "_init_weights"):
+        return
+    for tensor in module.state_dict(keep_vars=True).values():
+        tensor._is_hf_initialized = True
+    for part in module.modules():
+        lost = [name for name, buffer in part._buffers.items() if buffer is not None and buffer.is_meta]
+        for name in lost:
+            part._buffers[name] = torch.empty_like(part._buffers[name], device=device)
+        if lost:
+            module._init_weights(part)
 
 
 def export(gpt: GPT, folder: str | Path, dtype: torch.dtype | None = None) -> Path:
@@ -161,7 +185,7 @@ def theirs(gpt: GPT, released: Released, dtype: torch.dtype | None) -> dict[str,
     """Their tensors: how many bytes each takes, and a function that makes it."""
     ours, found = gpt.state_dict(), {}
     for name, parts in released.keys.items():
-        for part, (key, _) in zip(ours[name].split([rows for _, rows in parts]), parts, strict=True):
+        for part, key in parts_of(ours[name], parts):
             kind = dtype if dtype and part.is_floating_point() else part.dtype
             found[key] = (part.numel() * kind.itemsize, partial(copied, part, kind))
     return found

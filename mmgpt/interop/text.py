@@ -1,11 +1,13 @@
 """config.json of a Llama, Mistral, Qwen2 or Qwen3 -> a GPT that reads and writes text, and where its tensors come from."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from mmgpt.checkpoint import parsed
+from mmgpt.decoders.heads import TableHead
 from mmgpt.decoders.transformer import DecoderConfig
 from mmgpt.encoders.text import TextCodec
 from mmgpt.errors import CheckpointError
@@ -14,6 +16,7 @@ from mmgpt.interop.released import KeyMap, Released
 from mmgpt.layout import Span, TextLayout
 from mmgpt.model import GPT, Port
 
+QK_NORM = {"qwen3": "rms", "chameleon": "layer"}
 ANSWER = 256  # ids of an answer, where the caller names no limit
 IGNORED = ("rotary_emb.inv_freq",)  # written by old versions, follows from the config
 
@@ -57,10 +60,11 @@ def decoder_of(config, folder: Path) -> DecoderConfig:
         rope_theta=float(config.rope_parameters["rope_theta"]),
         position_axes=1,
         norm_eps=config.rms_norm_eps,
-        qk_norm="rms" if config.model_type == "qwen3" else "",
+        qk_norm=QK_NORM.get(config.model_type, ""),
         qkv_bias=bias or config.model_type == "qwen2",
         out_bias=bias,
         mlp_bias=bool(getattr(config, "mlp_bias", False)),
+        norm_after=bool(getattr(config, "swin_norm", False)),
         rope_frequencies=frequencies,
         rope_gain=gain,
         window=window if windowed or not kinds else 0,
@@ -83,13 +87,13 @@ def scaled_rope(config, folder: Path) -> tuple[tuple[float, ...], float]:
     return tuple(frequencies.tolist()), float(gain)
 
 
-def keys(decoder: DecoderConfig, num_ids: int, tied: bool, prefix: str = "model.") -> KeyMap:
+def keys(decoder: DecoderConfig, num_ids: int, tied: bool, prefix: str = "model.", head: str = "") -> KeyMap:
     """Our tensor -> theirs, one after the other."""
     c = decoder
     q, kv = c.num_heads * c.head_width, c.num_kv_heads * c.head_width
     found: dict[str, list[tuple[str, int]]] = {"table.weight": [(f"{prefix}embed_tokens.weight", num_ids)]}
     if not tied:
-        found["output.weight"] = [("lm_head.weight", num_ids)]
+        found["output.weight"] = [(f"{head}lm_head.weight", num_ids)]
     parts = {
         "attention.qkv": (c.qkv_bias, [("self_attn.q_proj", q), ("self_attn.k_proj", kv), ("self_attn.v_proj", kv)]),
         "attention.out": (c.out_bias, [("self_attn.o_proj", c.width)]),
@@ -113,21 +117,22 @@ def tokenizer_of(texts: Mapping[str, str], num_ids: int, folder: Path) -> TextCo
     if "tokenizer.json" not in texts:
         raise CheckpointError(f"{folder} has no tokenizer.json: save its tokenizer with transformers' AutoTokenizer, which writes one")
     text = TextCodec.from_text(texts["tokenizer.json"])
+    text.tokenizer.encode_special_tokens = True  # words that spell a control token stay words
     highest = max(text.tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
     if highest >= num_ids:
         raise CheckpointError(f"{folder}: tokenizer.json has id {highest}, config.json {num_ids} ids: the two are not of one model")
     return text
 
 
-def text_port(text: TextCodec, config, texts: Mapping[str, str], folder: Path) -> Port:
-    """Text that is given is continued; what is written ends with any of the ends that the checkpoint names."""
+def text_port(text: TextCodec, config, texts: Mapping[str, str], folder: Path, hole: Span | None = None) -> Port:
+    """Text that is given is continued; what is written ends with any of the ends that the checkpoint names, and holds no id of `hole`."""
     said = parsed(texts.get("generation_config.json", "{}"), f"{folder / 'generation_config.json'}")
     ends = said.get("eos_token_id", config.eos_token_id)
     ends = [] if ends is None else list(ends) if isinstance(ends, list) else [ends]
     if any(not isinstance(end, int) or not 0 <= end < config.vocab_size for end in ends):
         raise CheckpointError(f"{folder}: eos_token_id {ends} with {config.vocab_size} ids: the ends must be among them")
-    layout = TextLayout(Span(0, config.vocab_size), ends[0] if ends else None, tuple(ends[1:]), end_given=False)
-    return Port(str, codec=text, writes=layout, grid=(1, 1, ANSWER), sampling=sampling_of(said))
+    layout = TextLayout(Span(0, config.vocab_size), ends[0] if ends else None, tuple(ends[1:]), end_given=False, hole=hole)
+    return Port(str, codec=text, writes=layout, grid=(1, 1, ANSWER), head=partial(TableHead, hole=hole), sampling=sampling_of(said))
 
 
 def sampling_of(said: dict) -> Sampling:

@@ -132,7 +132,9 @@ def config_from(values: dict, folder: str | Path) -> NativeConfig:
     if unknown or not {"decoder", "codec"} <= set(values):
         raise CheckpointError(f"{folder}: config.json has unknown fields {unknown} or lacks decoder or codec: it is of a newer version of mmgpt")
     try:
-        codec = {k: tuple(v) if isinstance(v, list) else v for k, v in values.pop("codec").items()}
-        return NativeConfig(decoder=DecoderConfig(**values.pop("decoder")), codec=ImageCodecConfig(**codec), **values)
+        decoder, codec = ({k: tuple(v) if isinstance(v, list) else v for k, v in values.pop(part).items()} for part in ("decoder", "codec"))
+        if isinstance(decoder.get("qk_norm"), bool):  # as it was written before there were several
+            decoder["qk_norm"] = "rms" if decoder["qk_norm"] else ""
+        return NativeConfig(decoder=DecoderConfig(**decoder), codec=ImageCodecConfig(**codec), **values)
     except (TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder}: config.json does not fit ({error}): it is of another version of mmgpt") from None

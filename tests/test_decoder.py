@@ -219,7 +219,7 @@ def test_qk_norm_takes_the_size_out_of_queries_and_keys():
     """With it a longer query changes nothing, without it much; off, there are no weights of it."""
     x = inputs(1, 7)
     for on in (True, False):
-        model = decoder(qk_norm=on)
+        model = decoder(qk_norm="rms" if on else "")
         before = model(*x)
         for block in model.blocks:
             block.attention.qkv.weight[:32] *= 8  # the queries' rows
@@ -252,7 +252,7 @@ def test_llama_and_qwen3_of_transformers_are_settings_of_it():
         for name, parameter in theirs.named_parameters():
             if "norm" in name:
                 parameter.uniform_(0.5, 1.5)
-        ours = decoder(rope_theta=500.0, norm_eps=1e-5, qk_norm=normed, position_axes=1)
+        ours = decoder(rope_theta=500.0, norm_eps=1e-5, qk_norm="rms" if normed else "", position_axes=1)
         ours.load_state_dict(renamed(theirs.state_dict()))
         assert gap(ours(theirs.embed_tokens(ids), position, causal(2, 9)), theirs(ids).last_hidden_state) < 1e-5, kind.__name__
 

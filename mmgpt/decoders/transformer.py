@@ -47,10 +47,6 @@ class DecoderConfig:
     windowed: tuple[int, ...] = ()
 
     def __post_init__(self):
-        if isinstance(self.qk_norm, bool):  # as it was written by mmgpt 0.1
-            object.__setattr__(self, "qk_norm", "rms" if self.qk_norm else "")
-        for name in ("rope_frequencies", "windowed"):  # JSON knows lists only
-            object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.qk_norm not in QK_NORMS:
             raise InputError(f"qk_norm={self.qk_norm!r}: use one of {', '.join(map(repr, QK_NORMS))}")
         if self.rope_frequencies and len(self.rope_frequencies) != self.head_width // 2:

@@ -154,6 +154,7 @@ class CodesLayout:
     Emu3.5:   begin "H*W" start  H x (W codes, row_end); the last row_end is `end` itself (end_is_row_end)
     Janus:    begin  576 codes
     Chameleon begin  1024 codes  end; `table` maps code -> id
+    Lumina    begin  height width  H x (W codes, row_end)  end
     """
 
     begin: int
@@ -167,12 +168,18 @@ class CodesLayout:
     table: tuple[int, ...] | None = None
     sizes: tuple[Grid, ...] = ()  # what may be generated; () = whatever the caller asks for
     flat: bool = False  # positions in a line, as in the text: models whose decoder knows one axis
+    sized: tuple[int, int] | None = None  # (id of size 0, codes a step): rows and columns are written as one id each (Lumina-mGPT)
 
     def __post_init__(self):
         if self.table is not None and (len(set(self.table)) != len(self.table) or len(self.table) != len(self.ids)):
             raise InputError(f"a table of {len(self.table)} ids, {len(set(self.table))} of them different, for {len(self.ids)} codes: one id a code")
 
     def header(self, grid: Grid) -> list[int]:
+        if self.sized is not None:
+            zero, step = self.sized
+            if grid[1] % step or grid[2] % step:
+                raise InputError(f"{grid[1]}x{grid[2]} codes cannot be written by this layout: use multiples of {step}")
+            return [zero + grid[1] // step, zero + grid[2] // step]
         if self.digits is None:
             return []
         return [self.digits[10] if c == "*" else self.digits[int(c)] for c in f"{grid[1]}*{grid[2]}"]

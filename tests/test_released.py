@@ -269,3 +269,121 @@ def test_words_that_spell_a_control_token_stay_words(both):
     spelled = gpt.ports["text"].codec.tokenizer.id_to_token(layout.begin)
     codes = gpt.ports["text"].codec.encode(f"a {spelled} b")
     assert layout.begin not in codes.tolist() and gpt.ports["text"].codec.decode(codes) == f"a {spelled} b"
+
+
+# --- layouts and parts of models that are not loaded whole --------------------------------------------------------------------------------
+
+
+def test_lumina_writes_its_sizes_on_chameleons_vocabulary(tmp_path):
+    from mmgpt.interop.chameleon import lumina
+
+    torch.manual_seed(0)
+    chameleon(tmp_path)
+    gpt = mmgpt.load(tmp_path)
+    tokenizer = gpt.ports["text"].codec.tokenizer
+    tokenizer.add_special_tokens([f"<reserved{number:05d}>" for number in range(8799, 8804)])
+    known, port = tokenizer.token_to_id, lumina(gpt).ports["image"]
+    row, end = known("<reserved08799>"), known("<eoss>")
+    ids = port.writes.write(np.zeros((2, 4), int)).ids_N.tolist()
+    code = ids[3]
+    assert ids == [known("<racm3:break>"), known("<reserved08801>"), known("<reserved08802>"), *[*[code] * 4, row] * 2, end]
+    with pytest.raises(InputError, match="3x4 codes .* multiples of 2"):
+        port.writes.script((1, 3, 4))
+    port.codec.decode = lambda codes: picture()
+    result = run(gpt, [Request(["a red apple"], "image", GREEDY, grid=(1, 2, 4))])[0]
+    assert len(result.ids) == 14 and result.codes.shape == (1, 2, 4)
+
+
+def test_emu35_is_emu3_with_normed_queries_and_one_end(tmp_path):
+    """Random weights: every id obeys the layout, and the vectors are those of transformers' Qwen3, whose blocks are the same."""
+    from transformers import Qwen3Config, Qwen3Model
+
+    from mmgpt.encoders.text import TextCodec
+    from mmgpt.interop import emu35
+    from mmgpt.layout import Automaton, TextLayout
+    from mmgpt.model import GPT, Port
+
+    text = TextCodec.from_text(tokenizer_json("<|image start|>", "<|image token|>", "<|extra_200|>", "<|image end|>"))
+    layout, known = emu35.layout(text, 300, 16), text.tokenizer.token_to_id
+    config = emu35.decoder(32, 2, 4, 2, 48)
+    torch.manual_seed(0)
+    ports = {"text": Port(str, codec=text, writes=TextLayout(range_of(0, 300), 2, end_given=False), grid=(1, 1, 9))}
+    ports["image"] = Port(type(picture()), codec=Codes(), writes=layout, guidance=emu35.GUIDANCE, sampling=emu35.SAMPLING)
+    gpt = GPT(config, ports, 316, 1, tied=False).eval()
+    result = run(gpt, [Request(["a red apple"], "image", grid=(1, 2, 2), seed=3)])[0]
+    size = [known(c) for c in "2*2"]
+    assert list(result.ids[:5]) == [known("<|image start|>"), *size, known("<|image token|>")]
+    assert result.ids[7] == known("<|extra_200|>") and result.ids[-1] == known("<|image end|>") and len(result.ids) == 5 + 6
+    walk = Automaton([layout.script((1, 2, 2))])
+    for id in result.ids:
+        walk.push(id)
+    assert walk.next() is None
+    sizes = {"vocab_size": 316, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    rope = {"rope_type": "default", "rope_theta": 1e6}
+    theirs = lively(Qwen3Model(Qwen3Config(**sizes, intermediate_size=48, rope_parameters=rope, initializer_range=0.2)))
+    from mmgpt.interop.text import keys
+
+    weights = theirs.state_dict()
+    ours = {name: torch.cat([weights[key] for key, _ in parts]) for name, parts in keys(config, 316, True, "").items()}
+    gpt.load_state_dict(ours, strict=False)
+    stream = pack([gpt.write([Part("a red apple"), Part(picture(), codes=np.arange(4).reshape(2, 2))])], gpt.spans)
+    with torch.no_grad():
+        assert gap(gpt(stream), theirs(stream.ids_BT).last_hidden_state) < 1e-5
+
+
+def range_of(start: int, stop: int):
+    from mmgpt.layout import Span
+
+    return Span(start, stop)
+
+
+class Codes:
+    """A codec that shows nothing."""
+
+    num_codes = 16
+
+    def encode(self, value):
+        return np.zeros((2, 2), int)
+
+    def decode(self, codes):
+        return picture()
+
+
+def test_gemma4_ports_give_transformers_vectors(tmp_path):
+    """Pictures of two shapes in one call, and a sound, through weights from a folder."""
+    pytest.importorskip("transformers.models.gemma4_unified", reason="this transformers does not know it")
+    from transformers.models.gemma4_unified import configuration_gemma4_unified as configs
+    from transformers.models.gemma4_unified.modeling_gemma4_unified import Gemma4UnifiedModel
+
+    from mmgpt.interop import gemma4
+    from mmgpt.types import Audio, join
+
+    torch.manual_seed(0)
+    text = {"vocab_size": 99, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 16}
+    vision = {"patch_size": 2, "pooling_kernel_size": 2, "mm_embed_dim": 24, "mm_posemb_size": 70, "output_proj_dims": 24}
+    config = configs.Gemma4UnifiedConfig(text_config=text | {"num_key_value_heads": 1}, vision_config=vision, audio_config={})
+    theirs = lively(Gemma4UnifiedModel(config))
+    torch.nn.init.normal_(theirs.embed_vision.pos_embedding)
+    theirs.save_pretrained(tmp_path)
+    rename_all(tmp_path / "model.safetensors", "model.")
+    (tmp_path / "preprocessor_config.json").write_text('{"patch_size": 2, "pooling_kernel_size": 2, "max_soft_tokens": 70}')
+    pictures, sound = gemma4.ports(tmp_path)
+    images = [picture(1, 20), picture(2, 20).resize((30, 12))]
+    prepared = [pictures.prepare(image) for image in images]
+    assert prepared[0].grid != prepared[1].grid
+    found = pictures.processor(images=images, return_tensors="pt")
+    with torch.no_grad():
+        wanted = theirs.get_image_features(found["pixel_values"], found["image_position_ids"]).pooler_output
+        assert gap(pictures(join(prepared)), torch.cat(wanted)) < 1e-5
+        heard = sound.prepare(Audio(torch.randn(1500) / 10, 16_000))
+        assert gap(sound(heard), theirs.embed_audio(heard.values_NF)) == 0 and len(heard) == 3
+    with pytest.raises(CheckpointError, match="model_type"):
+        (tmp_path / "config.json").write_text('{"model_type": "gemma3"}')
+        gemma4.ports(tmp_path)
+
+
+def rename_all(file, prefix: str):
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(file)
+    save_file({name if name.startswith(prefix) else prefix + name: value for name, value in tensors.items()}, file)

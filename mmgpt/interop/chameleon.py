@@ -5,6 +5,7 @@ drawing   the released weights hold no decoder of codes to pixels
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from mmgpt.generate.sampling import Sampling
@@ -49,3 +50,16 @@ def code_of(name: str) -> int | None:
 def to_codes(model, pixels):
     side = pixels.shape[-1] // 2 ** (len(model.config.channel_multiplier) - 1)
     return model.encode(pixels).image_tokens.view(side, side)
+
+
+def lumina(gpt: GPT, folder: Path = Path("tokenizer")) -> GPT:
+    """Lumina-mGPT (Liu et al., 2024, arXiv:2408.02657): on this vocabulary pictures of any size, in steps of 32 pixels.
+
+    picture   begin  height  width  H x (W codes, row end)  end; height and width are reserved ids 8800 + n
+    """
+    port, tokenizer = gpt.ports["image"], gpt.ports["text"].codec.tokenizer
+    sizes, row_end = (token(tokenizer, f"<reserved{number:05d}>", folder) for number in (8800, 8799))
+    gpt.ports["image"] = replace(
+        port, writes=replace(port.writes, sizes=(), sized=(sizes, 2), row_end=row_end), sampling=Sampling(top_k=2000), guidance=4.0
+    )
+    return gpt

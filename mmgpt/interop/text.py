@@ -17,7 +17,7 @@ from mmgpt.layout import Span, TextLayout
 from mmgpt.model import GPT, Port
 
 QK_NORM = {"qwen3": "rms", "chameleon": "layer"}
-ANSWER = 256  # ids of an answer, where the caller names no limit
+ANSWER = 256  # ids of an answer, where the caller names no limit and the model holds twice as many
 IGNORED = ("rotary_emb.inv_freq",)  # written by old versions, follows from the config
 
 
@@ -132,7 +132,14 @@ def text_port(text: TextCodec, config, texts: Mapping[str, str], folder: Path, h
     if any(not isinstance(end, int) or not 0 <= end < config.vocab_size for end in ends):
         raise CheckpointError(f"{folder}: eos_token_id {ends} with {config.vocab_size} ids: the ends must be among them")
     layout = TextLayout(Span(0, config.vocab_size), ends[0] if ends else None, tuple(ends[1:]), end_given=False, hole=hole)
-    return Port(str, codec=text, writes=layout, grid=(1, 1, ANSWER), head=partial(TableHead, hole=hole), sampling=sampling_of(said))
+    return Port(
+        str,
+        codec=text,
+        writes=layout,
+        grid=(1, 1, min(ANSWER, config.max_position_embeddings // 2)),
+        head=partial(TableHead, hole=hole),
+        sampling=sampling_of(said),
+    )
 
 
 def sampling_of(said: dict) -> Sampling:

@@ -87,7 +87,7 @@ class Trainer:
         self.task, self.settings, self.step, self.spent = task, settings, 0, 0.0
         self.batches: Iterator[Any] | None = None  # begun at the first update, at the step of that time
         self.parameters = {name: p for name, p in task.model.named_parameters() if p.requires_grad}
-        self.optimizers = optimizers(task.model, list(self.parameters.values()), settings)
+        self.optimizers = optimizers(task.model, self.parameters, settings)
         self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
         if settings.compile:
             task.compile()
@@ -107,7 +107,7 @@ class Trainer:
         """One step: batch, losses, gradients, clipped update, average."""
         begin = time.perf_counter()
         for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
-            group["lr"] = self.rate()
+            group["lr"] = self.rate() * group["factor"]
         self.batches = self.batches or batches(self.task, self.step, self.settings.workers)
         batch = next(self.batches)
         device = next(iter(self.parameters.values())).device
@@ -176,17 +176,24 @@ class Trainer:
                     optimizer.state[p] = {key: value.to(p.device) for key, value in moments[name].items()}
 
 
-def optimizers(model: nn.Module, parameters: list[nn.Parameter], settings: Settings) -> list[torch.optim.Optimizer]:
-    """AdamW, with decay for what has two axes or more; with `muon`, Muon takes the weights of the layers."""
-    mine = matrices(model) if settings.muon else set()
-    rest = [p for p in parameters if p not in mine]
-    groups = [
-        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    made: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, fused=True)]
-    if settings.muon:
-        made.append(Muon([p for p in parameters if p in mine], settings.learning_rate, weight_decay=settings.weight_decay))
+def optimizers(model: nn.Module, parameters: dict[str, nn.Parameter], settings: Settings) -> list[torch.optim.Optimizer]:
+    """AdamW, with decay for what has two axes or more; with `muon`, Muon takes the weights of the layers.
+
+    A model's `rates` (the beginning of a weight's name -> factor) give its parts learning rates of their own.
+    """
+    mine, rates = matrices(model) if settings.muon else set(), getattr(model, "rates", {})
+    groups: dict[tuple[bool, bool, float], list[nn.Parameter]] = {}
+    for name, p in parameters.items():
+        factor = next((factor for prefix, factor in rates.items() if name.startswith(prefix)), 1.0)
+        groups.setdefault((p in mine, p.ndim >= 2, factor), []).append(p)
+    of_each: dict[bool, list[dict]] = {False: [], True: []}
+    for (muon, decays, factor), members in groups.items():
+        of_each[muon].append({"params": members, "weight_decay": settings.weight_decay if decays else 0.0, "factor": factor})
+    made: list[torch.optim.Optimizer] = []
+    if of_each[False]:
+        made.append(torch.optim.AdamW(of_each[False], lr=settings.learning_rate, betas=settings.betas, fused=True))
+    if of_each[True]:
+        made.append(Muon(of_each[True], settings.learning_rate))
     return made
 
 

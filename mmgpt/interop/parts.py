@@ -1,0 +1,173 @@
+"""Pretrained parts of transformers, by folder or hub id -> encoders and codecs in our contracts, to be mixed by `compose`.
+
+Only safetensors are read, and no code but transformers' own runs.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from PIL import Image
+from torch import Tensor, nn
+
+from mmgpt.encoders.audio import RATE, line, mono
+from mmgpt.errors import CheckpointError, InputError
+from mmgpt.types import Audio, Prepared
+
+IMAGE_TOWERS = {"siglip": "SiglipVisionModel", "siglip_vision_model": "SiglipVisionModel", "siglip2": "Siglip2VisionModel"}
+IMAGE_TOWERS |= {"clip": "CLIPVisionModel", "clip_vision_model": "CLIPVisionModel", "dinov2": "Dinov2Model"}
+SOUND_CODECS = {"mimi": "MimiModel", "encodec": "EncodecModel", "dac": "DacModel"}
+LOCAL = {"use_safetensors": True, "trust_remote_code": False}
+
+
+def model_of(folder: str | Path, known: dict[str, str], what: str) -> nn.Module:
+    """transformers' model of a known kind, in evaluation mode."""
+    import transformers
+
+    try:
+        kind = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False).model_type
+        if kind in known:
+            return getattr(transformers, known[kind]).from_pretrained(folder, **LOCAL).eval()
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{folder} cannot be read as {what} ({str(error).splitlines()[0]})") from None
+    raise CheckpointError(f"{folder} is a {kind}, no {what} that is known: {', '.join(sorted(known))}")
+
+
+class Projector(nn.Sequential):
+    """Two layers from a part's width to the decoder's (Liu et al., 2023, LLaVA-1.5, arXiv:2310.03744)."""
+
+    def __init__(self, width_in: int, width_out: int):
+        super().__init__(nn.LayerNorm(width_in), nn.Linear(width_in, width_out), nn.GELU(), nn.Linear(width_out, width_out))
+
+
+class ImageTower(nn.Module):
+    """Square pictures -> the tower's patch vectors, projected. `width` is the tower's, the projector comes with `fit`."""
+
+    def __init__(self, tower: nn.Module, processor, side: int, patch: int):
+        super().__init__()
+        self.tower, self.processor, self.side, self.rows, self.width = tower, processor, side, side // patch, tower.config.hidden_size
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "ImageTower":
+        from transformers import AutoImageProcessor
+
+        model = model_of(folder, IMAGE_TOWERS, "image tower")
+        side, patch = model.config.image_size, model.config.patch_size
+        processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
+        return cls(model, processor, side, patch)
+
+    def fit(self, width: int) -> "ImageTower":
+        self.projector = Projector(self.width, width)
+        return self
+
+    def prepare(self, value: Image.Image, /) -> Prepared:
+        pixels = self.processor(images=value.convert("RGB"), return_tensors="pt")["pixel_values"][0]
+        if pixels.shape != (3, self.side, self.side):
+            raise InputError(f"the processor makes pictures of {tuple(pixels.shape)}, the tower reads (3, {self.side}, {self.side})")
+        return on_grid(pixels.reshape(self.rows**2, -1), self.rows, self.rows)
+
+    def features(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B N E"]:
+        """One vector a patch; what some towers put before them (class and register vectors) is left out."""
+        return self.tower(pixels).last_hidden_state[:, -(self.rows**2) :]
+
+    def forward(self, prepared: Prepared, /) -> Float[Tensor, "N D"]:
+        weight = next(self.parameters())
+        pixels = prepared.values_NF.reshape(-1, 3, self.side, self.side).to(weight)
+        return self.projector(self.features(pixels)).flatten(0, 1)
+
+
+class FeatureTower(ImageTower):
+    """Any module from (B, 3, side, side) pixels to (B, width, rows, rows) features (timm, EfficientNet); pixels are (x - mean) / std, x in [0, 1]."""
+
+    def __init__(self, tower: nn.Module, side: int, rows: int, width: int, mean: float = 0.5, std: float = 0.5):
+        nn.Module.__init__(self)
+        self.tower, self.side, self.rows, self.width, self.mean, self.std = tower, side, rows, width, mean, std
+
+    def prepare(self, value: Image.Image, /) -> Prepared:
+        resized = value.convert("RGB").resize((self.side, self.side), Image.Resampling.BICUBIC)
+        pixels = (torch.from_numpy(np.array(resized)).float() / 255 - self.mean) / self.std
+        return on_grid(rearrange(pixels, "h w c -> c h w").reshape(self.rows**2, -1), self.rows, self.rows)
+
+    def features(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B N E"]:
+        return rearrange(self.tower(pixels), "b c h w -> b (h w) c")
+
+
+def on_grid(values_NF: Float[Tensor, "N F"], rows: int, columns: int) -> Prepared:
+    place = torch.cartesian_prod(torch.zeros(1, dtype=torch.long), torch.arange(rows), torch.arange(columns))
+    return Prepared(values_NF, place, ((1, rows, columns),))
+
+
+class WhisperTower(nn.Module):
+    """Sound -> the vectors of Whisper's encoder, one for each 20 ms, projected. The encoder itself always sees 30 seconds."""
+
+    PER_VECTOR = 320  # samples
+
+    def __init__(self, encoder: nn.Module, extractor, max_seconds: float = 30.0):
+        super().__init__()
+        self.encoder, self.extractor, self.max_seconds, self.width = encoder, extractor, max_seconds, encoder.config.d_model
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "WhisperTower":
+        from transformers import WhisperFeatureExtractor
+
+        model = model_of(folder, {"whisper": "WhisperModel"}, "sound tower")
+        return cls(model.encoder, WhisperFeatureExtractor.from_pretrained(folder))
+
+    def fit(self, width: int) -> "WhisperTower":
+        self.projector = Projector(self.width, width)
+        return self
+
+    def prepare(self, value: Audio, /) -> Prepared:
+        sound_N = mono(value, self.max_seconds)
+        mel_MT = self.extractor(sound_N.numpy(), sampling_rate=RATE, return_tensors="pt")["input_features"][0]
+        count = max(1, -(-len(sound_N) // self.PER_VECTOR))
+        self_contained = rearrange(mel_MT, "m (n k) -> n (m k)", k=2)
+        return line(self_contained[:count])
+
+    def forward(self, prepared: Prepared, /) -> Float[Tensor, "N D"]:
+        weight, found = next(self.encoder.parameters()), []
+        length = self.encoder.config.max_source_positions
+        silence = self.extractor(np.zeros(1, np.float32), sampling_rate=RATE, return_tensors="pt")["input_features"].min()
+        for values in prepared.values_NF.split([grid[0] for grid in prepared.grids]):
+            whole = torch.cat([values, silence.to(values).expand(length - len(values), values.shape[1])])
+            mel = rearrange(whole, "n (m k) -> 1 m (n k)", k=2).to(weight)
+            found.append(self.encoder(mel).last_hidden_state[0, : len(values)])
+        return self.projector(torch.cat(found))
+
+
+class SoundCodes(nn.Module):
+    """A neural sound codec of transformers: samples at its rate <-> (K, T) residual codes, K codes a frame."""
+
+    def __init__(self, model: nn.Module, quantizers: int = 0):
+        super().__init__()
+        self.model, self.rate, self.num_codes = model, model.config.sampling_rate, model.config.codebook_size
+        self.quantizers = quantizers  # 0: as many as the codec uses unasked
+
+    @classmethod
+    def load(cls, folder: str | Path, quantizers: int = 0) -> "SoundCodes":
+        return cls(model_of(folder, SOUND_CODECS, "sound codec"), quantizers)
+
+    @torch.no_grad()
+    def encode(self, value: Audio, /) -> Int[np.ndarray, "K T"]:
+        from torchaudio.functional import resample
+
+        samples = torch.atleast_2d(value.samples.float()).mean(0)
+        samples = resample(samples, int(value.rate), self.rate) if value.rate != self.rate else samples
+        asked = {self.count: self.quantizers} if self.quantizers else {}
+        codes = self.model.encode(samples[None, None].to(next(self.model.parameters())), **asked).audio_codes
+        return codes.reshape(-1, codes.shape[-1]).cpu().numpy()
+
+    @torch.no_grad()
+    def decode(self, codes: Int[np.ndarray, "K T"], /) -> Audio:
+        codes_1KT = torch.from_numpy(np.asarray(codes))[None].to(next(self.model.parameters()).device)
+        if self.model.config.model_type == "encodec":
+            made = self.model.decode(codes_1KT[None], [None]).audio_values
+        else:
+            made = self.model.decode(audio_codes=codes_1KT).audio_values
+        return Audio(made.reshape(-1).float().cpu(), self.rate)
+
+    @property
+    def count(self) -> str:
+        return {"mimi": "num_quantizers", "dac": "n_quantizers"}.get(self.model.config.model_type, "bandwidth")

@@ -2,26 +2,32 @@
 
 from pathlib import Path
 
-from mmgpt.checkpoint import read_manifest
+from mmgpt.checkpoint import MANIFEST, read_manifest
 from mmgpt.decoders.transformer import num_parameters
 from mmgpt.evaluate.report import report
 from mmgpt.model import GPT, Port
+from mmgpt.native import NativeConfig
 
 
 def info(folder: Path, gpt: GPT) -> str:
     """Files, parameters, sizes, layouts, vocabulary, codec, and the first lines of the model card."""
-    files = read_manifest(folder)["files"]
-    c, codec, side = gpt.config.decoder, gpt.config.codec, gpt.config.picture
+    if (folder / MANIFEST).is_file():
+        files = {name: size(facts["bytes"]) for name, facts in read_manifest(folder)["files"].items()}
+    else:
+        files = {path.name: size(path.stat().st_size) for path in sorted(folder.iterdir()) if path.suffix in (".safetensors", ".json")}
+    c = gpt.decoder.config
     figures = {
         "checkpoint": str(folder),
-        "files": {name: size(facts["bytes"]) for name, facts in files.items()},
+        "files": files,
         "parameters": {name: f"{count:,}" for name, count in parameters(gpt).items()},
         "decoder": {"width": c.width, "blocks": c.depth, "heads": f"{c.num_heads} of {c.head_width}, {c.num_kv_heads} for keys and values"},
         "longest": f"{gpt.max_length} positions",
         "vocabulary": {name: f"ids {span.start} to {span.stop - 1}" for name, span in gpt.spans.items()},
         "layouts": {name: layouts(port) for name, port in gpt.ports.items()},
-        "image codec": {"stride": codec.stride, "levels": codec.levels, "codes": codec.num_codes, "picture": f"{side} x {side} pixels"},
     }
+    if isinstance(gpt.config, NativeConfig):
+        codec, side = gpt.config.codec, gpt.config.picture
+        figures["image codec"] = {"stride": codec.stride, "levels": codec.levels, "codes": codec.num_codes, "picture": f"{side} x {side} pixels"}
     return "\n".join([report(figures), *card(folder / "README.md")])
 
 

@@ -249,6 +249,17 @@ def test_what_is_loaded_is_written_back(both, tmp_path):
     assert again.state_dict().keys() == wanted.keys() and all(torch.equal(value, wanted[name]) for name, value in again.state_dict().items())
 
 
+def test_what_is_loaded_can_be_looked_at(both):
+    from mmgpt.info import info
+
+    name, _, gpt, folder = both
+    lines = info(folder, gpt)
+    assert all(
+        word in lines for word in ("model.safetensors", "CodesLayout", f"{len(gpt.ports['image'].writes.script(gpt.ports['image'].grid))} positions")
+    )
+    assert ("VectorsLayout: vectors" in lines) == (name == "janus")
+
+
 def test_a_tokenizer_without_a_control_token_is_refused(both):
     import json
 

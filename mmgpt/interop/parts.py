@@ -79,19 +79,30 @@ class ImageTower(nn.Module):
 
 
 class FeatureTower(ImageTower):
-    """Any module from (B, 3, side, side) pixels to (B, width, rows, rows) features (timm, EfficientNet); pixels are (x - mean) / std, x in [0, 1]."""
+    """Any module from (B, 3, side, side) pixels to (B, width, rows, rows) features (timm, EfficientNet); pixels are (x - mean) / std, x in [0, 1].
 
-    def __init__(self, tower: nn.Module, side: int, rows: int, width: int, mean: float = 0.5, std: float = 0.5):
+    With `early` the tower runs in `prepare`: it cannot be trained then, but what it sees in a picture can be kept.
+    """
+
+    def __init__(self, tower: nn.Module, side: int, rows: int, width: int, mean: float = 0.5, std: float = 0.5, early: bool = False):
         nn.Module.__init__(self)
-        self.tower, self.side, self.rows, self.width, self.mean, self.std = tower, side, rows, width, mean, std
+        self.tower, self.side, self.rows, self.width, self.mean, self.std, self.early = tower, side, rows, width, mean, std, early
 
     def prepare(self, value: Image.Image, /) -> Prepared:
         resized = value.convert("RGB").resize((self.side, self.side), Image.Resampling.BICUBIC)
-        pixels = (torch.from_numpy(np.array(resized)).float() / 255 - self.mean) / self.std
-        return on_grid(rearrange(pixels, "h w c -> c h w").reshape(self.rows**2, -1), self.rows, self.rows)
+        pixels = rearrange((torch.from_numpy(np.array(resized)).float() / 255 - self.mean) / self.std, "h w c -> c h w")
+        if not self.early:
+            return on_grid(pixels.reshape(self.rows**2, -1), self.rows, self.rows)
+        with torch.no_grad():
+            return on_grid(self.features(pixels[None])[0], self.rows, self.rows)
 
     def features(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B N E"]:
         return rearrange(self.tower(pixels), "b c h w -> b (h w) c")
+
+    def forward(self, prepared: Prepared, /) -> Float[Tensor, "N D"]:
+        if self.early:
+            return self.projector(prepared.values_NF.to(next(self.projector.parameters())))
+        return super().forward(prepared)
 
 
 def on_grid(values_NF: Float[Tensor, "N F"], rows: int, columns: int) -> Prepared:

@@ -63,9 +63,12 @@ def main() -> None:
     parser.add_argument("figures", type=Path, nargs="*")
     parser.add_argument("--trained", required=True)
     parser.add_argument("--left-out", default="", help="the artist that it was trained without")
+    parser.add_argument("--temperature", type=float, help="of pictures, where the caller names none")
+    parser.add_argument("--guidance", type=float, help="of pictures, where the caller names none")
     arguments = parser.parse_args()
     model = load(arguments.trained_model)
-    model.config = replace(model.config, left_out=arguments.left_out or model.config.left_out)
+    unasked = {name: value for name in ("temperature", "guidance") if (value := getattr(arguments, name)) is not None}
+    model.config = replace(model.config, left_out=arguments.left_out or model.config.left_out, **unasked)
     texts = [f"`{path.stem}`\n\n```\n{report(figures(path))}\n```" for path in arguments.figures]
     c = model.config
     facts = {"million": num_parameters(model.decoder) / 1e6, "blocks": c.decoder.depth, "width": c.decoder.width, "text": c.num_text}

@@ -65,7 +65,7 @@ def test_the_commands_exist(capsys):
 
 @pytest.mark.skipif(not (ROOT / "mmgpt" / "checkpoints" / "emoji").is_dir(), reason="the shipped checkpoint is not in this checkout yet")
 def test_the_program_runs(tmp_path, monkeypatch, capsys):
-    (program,) = (block for language, block in BLOCKS if language == "python")
+    program, *_ = (block for language, block in BLOCKS if language == "python")  # the others need a network
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(tmp_path)
     exec(compile(program, "README.md", "exec"), {})

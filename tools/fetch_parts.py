@@ -7,6 +7,7 @@ Both files are pinned by SHA-256. The text model lies in its package as GGUF, of
 """
 
 import hashlib
+import json
 import subprocess
 import sys
 import tempfile
@@ -31,12 +32,17 @@ def smollm2(folder: Path = CACHE / "smollm2-135m-instruct") -> Path:
         if found != SMOL_SHA256:
             raise SystemExit(f"{SMOL_FILE} has SHA-256 {found}, expected {SMOL_SHA256}: not used")
         (Path(place) / "model.gguf").write_bytes(data)
+        from safetensors.torch import save_file
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         model = AutoModelForCausalLM.from_pretrained(place, gguf_file="model.gguf")
         tokenizer = AutoTokenizer.from_pretrained(place, gguf_file="model.gguf")
         half = folder.with_name(folder.name + ".new")
-        model.save_pretrained(half)
+        half.mkdir(parents=True, exist_ok=True)
+        tied = ("lm_head.weight",) if model.config.tie_word_embeddings else ()
+        save_file({k: v.contiguous() for k, v in model.state_dict().items() if k not in tied}, half / "model.safetensors", {"format": "pt"})
+        values = {k: v for k, v in model.config.to_dict().items() if k != "quantization_config"}  # it is float32 by now
+        (half / "config.json").write_text(json.dumps(values, indent=1))
         tokenizer.save_pretrained(half)
         half.rename(folder)
     return folder

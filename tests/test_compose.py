@@ -7,8 +7,9 @@ from test_interop import released
 from tiny import gap, picture, tiny_gpt
 
 import mmgpt
+from mmgpt.encoders.codes import Table
 from mmgpt.errors import CheckpointError, InputError
-from mmgpt.interop.compose import FROZEN, LORA, TRAINED, Policy, compose
+from mmgpt.interop.compose import FROZEN, LORA, TRAINED, Policy, compose, grow
 from mmgpt.interop.parts import FeatureTower, ImageTower, SoundCodes, WhisperTower
 from mmgpt.pack import pack
 from mmgpt.train.loop import Settings, optimizers
@@ -129,6 +130,13 @@ def test_a_composition_reads_and_draws(tmp_path):
     assert gpt.ports["text"].writes.ids.stop == 320 and gpt.spans["image"].start == 322
     assert isinstance(gpt.generate([picture(), "a"], to="text"), str) and gpt.generate(["a"], to="image", guidance=1.0).size == (16, 16)
     assert mmgpt.load(tmp_path / "text").generate(["a red"]) == gpt.generate(["a red"])
+
+
+def test_new_rows_start_near_the_mean_of_the_old():
+    old, new = Table(50, 8), Table(90, 8)
+    torch.nn.init.normal_(old.weight, 3.0)
+    grow(new, old)
+    assert torch.equal(new.weight[:50], old.weight) and gap(new.weight[50:].mean(0), old.weight.mean(0)) < 0.1
 
 
 def test_policies_say_what_is_trained(tmp_path):

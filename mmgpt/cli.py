@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import mmgpt
@@ -129,6 +130,7 @@ def add_draw(commands) -> None:
     added.add_argument("-o", "--out", required=True, metavar="FILE", help=".png, .jpg, .webp or .gif; of several, FILE-1, FILE-2, ...")
     added.add_argument("-n", "--count", type=positive, default=1, metavar="N", help="how many to draw, 1 if left out")
     added.add_argument("--guidance", type=float, metavar="SCALE", help="1 is none; the checkpoint's own if left out")
+    added.add_argument("--best-of", type=positive, default=1, metavar="N", help="of each, draw N and keep the one that the model reads best")
     added.add_argument("--seed", type=natural, default=0, help="another seed, another picture; 0 if left out")
     add_model(added)
 
@@ -140,8 +142,9 @@ def draw(options: argparse.Namespace) -> None:
         raise InputError("0 words to draw: say what the picture shows")
     paths = outputs(Path(options.out), options.count)
     gpt, words = load(options), " ".join(options.words)
-    requests = [Request([words], "image", guidance=options.guidance, seed=options.seed + n) for n in range(options.count)]
-    with bar(f"drawing {words[:40]!r}", options.count) as done:
+    settings = {"guidance": options.guidance, "best_of": options.best_of}
+    requests = [Request([words], "image", seed=options.seed + n, **settings) for n in range(options.count)]
+    with bar(f"drawing {words[:40]!r}", options.count * options.best_of) as done:
         results = run(gpt, requests, lambda finished, of: done(finished))
     for path, result in zip(paths, results, strict=True):
         print(mmgpt.save_picture(result.value, path))
@@ -251,6 +254,8 @@ def add_eval(commands) -> None:
     of_captions.add_argument("--leave-out", metavar="STYLE", help="the artist whom the model was trained without, for example emojione")
     of_drawings = command(kinds, "draw", evaluate, "How often a judge finds what was asked for.", example=example.format("draw emoji"))
     of_drawings.add_argument("--guidance", type=scales, default=(1.0, 2.0, 3.0, 5.0), metavar="SCALES", help="scales to compare; 1,2,3,5 if left out")
+    of_drawings.add_argument("--temperature", type=float, metavar="T", help="of the codes; the checkpoint's own if left out")
+    of_drawings.add_argument("--best-of", type=positive, default=1, metavar="N", help="of each, draw N and keep the one that the model reads best")
     of_drawings.add_argument("--num", type=positive, default=300, help="how many seen concepts to draw; 300 if left out")
     of_drawings.add_argument("--seed", type=natural, default=0)
     of_codec = command(kinds, "codec", evaluate, "What survives codes, by pixels and by a judge.", example=example.format("codec emoji"))
@@ -289,7 +294,9 @@ def evaluate_drawing(options: argparse.Namespace, rows: list) -> dict:
     from mmgpt.evaluate.judge import Judge
 
     judge, gpt = Judge.load(), load(options)
-    return evaluate_drawing(gpt, rows, judge, options.guidance, options.seed, options.num, codec=gpt.codecs["image"].codec)
+    sampling = None if options.temperature is None else replace(gpt.ports["image"].sampling, temperature=options.temperature)
+    settings = {"sampling": sampling, "best_of": options.best_of}
+    return evaluate_drawing(gpt, rows, judge, options.guidance, options.seed, options.num, codec=gpt.codecs["image"].codec, **settings)
 
 
 def evaluate_codec(options: argparse.Namespace, rows: list) -> dict:

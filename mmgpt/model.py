@@ -159,7 +159,7 @@ class GPT(nn.Module):
         return [result.value for result in run(self, [Request([image, prompt], "text", **settings) for image in images])]
 
     def draw(self, prompts: Sequence[str], guidance: float | None = None, seed: int = 0, **settings) -> list[Segment]:
-        """One picture a prompt, batched; prompt number i is drawn with seed + i."""
+        """One picture a prompt, batched; prompt number i is drawn with seed + i. `best_of=8` draws eight and keeps the best."""
         from mmgpt.generate.engine import Request, run
 
         if isinstance(prompts, str):

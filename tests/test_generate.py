@@ -1,6 +1,7 @@
 """The engine: a row's vectors are the same alone, in any batch, cached or recomputed; what cannot be done is said before it is begun."""
 
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from tiny import gap, picture, tiny_gpt
 
 from mmgpt.encoders.text import TextCodec
 from mmgpt.errors import GuidanceError, InputError
-from mmgpt.generate import engine
+from mmgpt.generate import best, engine
+from mmgpt.generate.best import tries
 from mmgpt.generate.engine import Request, run
 from mmgpt.generate.guidance import guide, unconditional_form, without_condition
 from mmgpt.generate.sampling import GREEDY, Sampling, choose, filtered, penalised
@@ -121,6 +123,44 @@ def test_shortcuts():
     assert GPT.draw(["a cat", "a dog"], seed=5)[1].tobytes() == GPT.draw(["a dog"], seed=6)[0].tobytes()
     pictures = [picture(1), picture(2)]
     assert GPT.caption(pictures, grid=(1, 1, 4)) == [GPT.generate([p, "caption:"], grid=(1, 1, 4)) for p in pictures]
+
+
+# --- the best of several ---------------------------------------------------------------------------------------------------------------
+
+
+def read_back(image, words: str) -> float:
+    """log p(words | picture), word for word, one document alone."""
+    return -float(GPT.losses(pack([GPT.write([Part(image), Part("caption:"), Part(words, learn=True)])], GPT.spans))["text"].detach().sum())
+
+
+def test_the_best_picture_is_the_one_whose_words_are_read_off_it_most_surely():
+    asked = [Request(["a cat"], "image", seed=3, best_of=5), Request(["a red apple"], "image", seed=4), Request(["dog"], "image", seed=3, best_of=2)]
+    found = run(GPT, asked)
+    for request, result in zip(asked, found, strict=True):
+        alone = run(GPT, [replace(one, best_of=1) for one in tries(request)])
+        surest = max(alone, key=lambda one: read_back(one.value, request.parts[0]))
+        assert result.ids == surest.ids and result.value.tobytes() == surest.value.tobytes()
+        assert result.usage.written == {"image": 10 * request.best_of} and result.usage.read == surest.usage.read
+    assert len({one.ids for one in run(GPT, tries(asked[0]))}) > 3
+
+
+def test_scores_do_not_depend_on_what_is_scored_beside():
+    request = Request(["a cat", Part("with a hat")], "image", seed=3)
+    results = run(GPT, [replace(request, seed=n) for n in range(5)])
+    together, alone = best.scores(GPT, request, results), [best.scores(GPT, request, [one])[0] for one in results]
+    assert gap(together, torch.stack(alone)) < 1e-4 and len(set(together.tolist())) == 5
+
+
+def test_what_cannot_be_read_back_is_compared_by_its_own_probability():
+    for request in (Request([picture(1), "caption:"], sampling=WARM, seed=5, best_of=6, grid=(1, 1, 5)), Request([Part("")], "image", best_of=4)):
+        likeliest = max(run(GPT, tries(request)), key=lambda one: one.log_probability)
+        assert run(GPT, [request])[0].ids == likeliest.ids
+
+
+@pytest.mark.parametrize("number", [0, -1, 2**20])
+def test_best_of_out_of_range(number):
+    with pytest.raises(InputError, match=f"best_of={number}.*1 to"):
+        Request(["a"], "image", best_of=number)
 
 
 # --- seeds and state ------------------------------------------------------------------------------------------------------------------

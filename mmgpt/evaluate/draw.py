@@ -52,13 +52,15 @@ def evaluate_drawing(
     num: int = 300,
     styles: Sequence[str] = PREFERRED,
     codec=None,
+    **settings,
 ) -> dict:
     """The judge's top-1 and top-5 on drawings of `num` seen concepts and of the unseen combinations, at each scale of guidance.
 
     Each is asked for once, in one style in which its real picture exists; the same prompts and seeds meet every scale.
     Seen concepts compete among themselves, unseen combinations among themselves and seen concepts, `num` in all. Means are
     over the real pictures of all artists; `right_variant` asks for the colour or tone alone, among those of the thing in the
-    same style; `real_unseen_artist` has each artist's pictures judged by the others' alone.
+    same style; `real_unseen_artist` has each artist's pictures judged by the others' alone. `settings` (sampling, best_of) go
+    to `gpt.draw`.
     """
     if not scales:
         raise InputError("0 scales of guidance: give at least one, for example 3.0")
@@ -69,11 +71,11 @@ def evaluate_drawing(
     exams = {"seen": seen}
     if unseen_combinations(rows):
         exams["unseen_combinations"] = _unseen_exam(judge, rows, train, train_NF, concepts, styles)
-    result = {name: _figures(gpt, exam, judge, scales, seed, codec) for name, exam in exams.items()}
+    result = {name: _figures(gpt, exam, judge, scales, seed, codec, settings) for name, exam in exams.items()}
     ranks = rank_unseen_artists(judge, train_NF, train_NF, train, concepts)[1]
     result["seen"]["real_unseen_artist"] = {"pictures": len(ranks), "top1": top(ranks, 1), "top5": top(ranks, 5)}
     best = max(scales, key=lambda scale: result["seen"][f"guidance_{scale:g}"]["top5"])
-    return {"best_guidance": float(best), **result}
+    return {"best_guidance": float(best), "best_of": settings.get("best_of", 1), **result}
 
 
 def _labels(rows: Sequence[Emoji]) -> list[str]:
@@ -113,14 +115,14 @@ def one_of_each(labels: Sequence[str], rows: Sequence[Emoji], styles: Sequence[s
     return [min(pictures[label], key=order) for label in labels]
 
 
-def _figures(gpt, exam: Exam, judge: Judge, scales: Sequence[float], seed: int, codec) -> dict:
+def _figures(gpt, exam: Exam, judge: Judge, scales: Sequence[float], seed: int, codec, settings: dict) -> dict:
     prompts = [drawing_prompt(row.label, row.style) for row in exam.asked]
     real = [picture(row) for row in exam.asked]
     figures: dict = {"pictures": len(prompts), "candidates": len(exam.mean_KF), "chance_top5": min(1.0, 5 / len(exam.mean_KF))}
     if exam.variants:
         figures["chance_right_variant"] = sum(1 / len(mean_GF) for mean_GF, _ in exam.variants) / len(exam.variants)
     for scale in scales:
-        drawn = _draw(gpt, prompts, scale, seed)
+        drawn = _draw(gpt, prompts, scale, seed, settings)
         figures[f"guidance_{scale:g}"] = exam.score(judge, drawn, f"drawings at guidance {scale:g}")
     figures["real"] = exam.score(judge, real, "the real pictures of the same")
     if codec is not None:
@@ -128,8 +130,8 @@ def _figures(gpt, exam: Exam, judge: Judge, scales: Sequence[float], seed: int, 
     return figures
 
 
-def _draw(gpt, prompts: Sequence[str], scale: float, seed: int) -> list[Image.Image]:
+def _draw(gpt, prompts: Sequence[str], scale: float, seed: int, settings: dict) -> list[Image.Image]:
     from rich.progress import track
 
     starts = track(range(0, len(prompts), BATCH), description=f"drawing {len(prompts)} prompts at guidance {scale:g}")
-    return [image for i in starts for image in gpt.draw(list(prompts[i : i + BATCH]), guidance=scale, seed=seed + i)]
+    return [image for i in starts for image in gpt.draw(list(prompts[i : i + BATCH]), guidance=scale, seed=seed + i, **settings)]

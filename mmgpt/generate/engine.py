@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mmgpt.errors import GuidanceError, InputError
+from mmgpt.generate.best import best
 from mmgpt.generate.guidance import guide
 from mmgpt.generate.sampling import Sampling, choose
 from mmgpt.layout import Automaton, Choice, Span
@@ -20,6 +21,7 @@ from mmgpt.pack import Document, length, pack
 from mmgpt.types import Grid, Part, Segment, Stream, Usage, Written
 
 BATCH = 64  # rows that step together; more requests wait for the next batch
+MAX_BEST_OF = 1024
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Request:
     """What one row is to do. What is None takes the port's own: how to sample, the scale of guidance, the size to write in codes.
 
     The port's own guidance applies where there are words to leave out; one that is asked for applies or is refused.
+    Of `best_of` results the best is kept, see `generate.best`.
     """
 
     parts: Sequence[Segment | Part]
@@ -35,8 +38,11 @@ class Request:
     guidance: float | None = None
     seed: int = 0
     grid: Grid | None = None
+    best_of: int = 1
 
     def __post_init__(self):
+        if not isinstance(self.best_of, int) or not 1 <= self.best_of <= MAX_BEST_OF:
+            raise InputError(f"best_of={self.best_of}: use a whole number from 1 to {MAX_BEST_OF}")
         if isinstance(self.parts, str) or not isinstance(self.parts, Sequence) or not self.parts:
             raise InputError(f"parts of type {type(self.parts).__name__}: pass a list of at least one segment, for example [picture, 'caption:']")
         if all(isinstance(part, str) and not part.strip() for part in self.parts):
@@ -134,6 +140,8 @@ def run(gpt, requests: Sequence[Request], progress: Callable[[int, int], None] |
     was_training = gpt.training
     gpt.eval()
     try:
+        if any(request.best_of > 1 for request in requests):
+            return best(gpt, requests, lambda some: run(gpt, some, progress))
         tasks = [Task(gpt, request) for request in requests]  # every mistake is found before anything is computed
         results = []
         for start in range(0, len(tasks), BATCH):

@@ -1,0 +1,57 @@
+"""Several results of each request -> the one that the model itself finds best.
+
+A picture is read back: kept is the one off which the model reads the request's words most surely. The same model does both directions,
+so no second network is needed (Dall-E reranked with CLIP: Ramesh et al., 2021, arXiv:2102.12092). What it cannot read back is
+compared by its own log-probability.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mmgpt.pack import pack
+from mmgpt.types import Part, Usage
+
+QUESTION = "caption:"
+BATCH = 32  # results that are read back at a time
+SEEDS = 1_000_003  # between the seeds of two tries of a request: neighbours draw other numbers (torch reads the lower 32 bits alone)
+
+
+def tries(request) -> list:
+    """The request as often as it asks for, with seeds of their own; the first has the request's own."""
+    return [replace(request, seed=(request.seed + n * SEEDS) % 2**63, best_of=1) for n in range(request.best_of)]
+
+
+def best(gpt, requests: Sequence, run: Callable[[list], list], question: str = QUESTION) -> list:
+    """The best result of each request; `run` makes the results of a list of requests. Usage counts what all of them wrote."""
+    asked = [tries(request) for request in requests]
+    results = iter(run([one for some in asked for one in some]))
+    kept = []
+    for request, some in zip(requests, asked, strict=True):
+        made = [next(results) for _ in some]
+        scores_N = scores(gpt, request, made, question) if len(made) > 1 else torch.zeros(1)
+        found = made[int(scores_N.argmax())]
+        written = {name: sum(result.usage.written[name] for result in made) for name in found.usage.written}
+        kept.append(replace(found, usage=Usage(found.usage.read, written)))
+    return kept
+
+
+def scores(gpt, request, results: Sequence, question: str = QUESTION) -> Float[Tensor, "N"]:
+    """How good each result is: the log-probability of the request's words read off it, else its own."""
+    parts = [part if isinstance(part, Part) else Part(part) for part in request.parts]
+    words = [part.value for part in parts if isinstance(part.value, str) and part.value.strip() and not part.learn]
+    if gpt.ports[request.to].reads is None or not words:
+        return torch.tensor([result.log_probability for result in results])
+    found = []
+    for start in range(0, len(results), BATCH):
+        samples = [[Part(result.value), Part(question), *(Part(text, learn=True) for text in words)] for result in results[start : start + BATCH]]
+        stream = pack([gpt.write(sample) for sample in samples], gpt.spans).to(gpt.device)
+        losses = gpt.losses(stream)
+        total_N = torch.zeros(len(samples), device=gpt.device)
+        for target in stream.targets:
+            total_N.index_add_(0, target.slot_N // stream.ids_BT.shape[1], -losses[target.head].float())
+        found.append(total_N.cpu())
+    return torch.cat(found)

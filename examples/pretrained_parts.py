@@ -25,7 +25,7 @@ from mmgpt.train.loop import Settings, Trainer
 from mmgpt.types import Part
 
 CACHE = Path("~/.cache/mmgpt").expanduser()
-ROWS = 2  # a picture becomes 2 x 2 vectors
+ROWS = 1  # a picture becomes one vector
 
 
 class Eyes(nn.Module):

@@ -157,9 +157,7 @@ def run_batch(gpt, tasks: list[Task], progress, done: int, of: int) -> list[Resu
     cache = gpt.decoder.new_cache(len(rows), cache_length(rows, tasks))
     h_RD = prefill(gpt, rows, cache)
     while any(choice is not None for choice in choices):
-        for task, choice, h in zip(tasks, choices, h_RD.split([len(task.rows) for task in tasks]), strict=True):
-            if choice is not None:
-                draw(task, choice, h)
+        draw_all(tasks, choices, h_RD)
         choices = [task.push_forced() for task in tasks]
         if progress is not None:
             progress(done + sum(choice is None for choice in choices), of)
@@ -175,15 +173,27 @@ def cache_length(rows: Sequence[Row], tasks: Sequence[Task]) -> int:
     return max(length(row.document) + len(row.pending) for row in rows) + max(len(task.script) for task in tasks) + forced
 
 
-def draw(task: Task, choice: Choice, h_RD: Tensor) -> None:
-    """Scores what may come next, guides, draws one id."""
-    rows = Span(choice.spans[0].start, choice.spans[-1].stop)
-    logits_RV = task.head.logits(h_RD, rows).float()
+def draw_all(tasks: Sequence[Task], choices: Sequence[Choice | None], h_RD: Tensor) -> None:
+    """Draws an id for each task that has a choice; tasks that choose among the same ids of a head are scored together."""
+    groups: dict[tuple, list[tuple[Task, Choice, Tensor]]] = {}
+    for task, choice, h in zip(tasks, choices, h_RD.split([len(task.rows) for task in tasks]), strict=True):
+        if choice is not None:
+            groups.setdefault((task.request.to, choice), []).append((task, choice, h))
+    for (_, choice), members in groups.items():
+        rows = Span(choice.spans[0].start, choice.spans[-1].stop)
+        logits_RV = members[0][0].head.logits(torch.cat([h for *_, h in members]), rows).float()
+        for (task, *_), logits in zip(members, logits_RV.split([len(h) for *_, h in members]), strict=True):
+            draw(task, choice, rows, logits)
+
+
+def draw(task: Task, choice: Choice, rows: Span, logits_RV: Tensor) -> None:
+    """Guides the scores of the ids `rows`, draws one that may come next."""
     logits_V = logits_RV[0] if len(logits_RV) == 1 else guide(logits_RV[0], logits_RV[1], task.guidance)
     if len(choice.spans) > 1:  # ids between the spans may not come next
         allowed = torch.tensor([any(rows.start + i in span for span in choice.spans) for i in range(len(rows))], device=logits_V.device)
         logits_V = logits_V.masked_fill(~allowed, -torch.inf)
-    seen = torch.tensor([id - rows.start for id in set(task.ids) if id in rows], dtype=torch.long, device=logits_V.device)
+    before = set(task.ids) if task.sampling.repetition_penalty != 1 else ()
+    seen = torch.tensor([id - rows.start for id in before if id in rows], dtype=torch.long, device=logits_V.device)
     index = choose(logits_V, task.sampling, task.generator, seen)
     task.log_probability += float(logits_V.log_softmax(-1)[index])
     task.push(rows.start + index)

@@ -87,10 +87,14 @@ class Script:
 def script(
     steps: Iterable[int | Span], places: np.ndarray, grid: Grid, whole: bool = False, stops: tuple[int, ...] = (), hole: Span | None = None
 ) -> Script:
+    """Steps as a script: ids are forced, spans are open. Scripts are shared by all segments of their size, hence read-only."""
     steps = list(steps)
     first = np.array([s.start if isinstance(s, Span) else s for s in steps], dtype=np.int64)
     last = np.array([s.stop - 1 if isinstance(s, Span) else s for s in steps], dtype=np.int64)
-    return Script(first, last, places, (first == VECTOR) & whole, int(places.max(initial=-1)) + 1, grid, stops, hole)
+    whole_N = (first == VECTOR) & whole
+    for column in (first, last, places, whole_N):
+        column.setflags(write=False)
+    return Script(first, last, places, whole_N, int(places.max(initial=-1)) + 1, grid, stops, hole)
 
 
 def line(n: int) -> np.ndarray:
@@ -200,6 +204,8 @@ class CodesLayout:
 
     def write(self, codes: np.ndarray, learn: bool = False) -> Written:
         codes = np.asarray(codes)
+        if not np.issubdtype(codes.dtype, np.integer):
+            raise InputError(f"codes of type {codes.dtype}: pass whole numbers")
         if codes.size and not 0 <= codes.min() <= codes.max() < len(self.ids):
             raise InputError(f"codes {codes.min()}..{codes.max()}: this layout writes codes 0..{len(self.ids) - 1}")
         grid = (1,) * (3 - codes.ndim) + codes.shape

@@ -7,8 +7,10 @@ A `Port` holds what belongs to one modality: how it is read (vectors or codes), 
 Nothing below asks which modality it is working on.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -93,6 +95,15 @@ class GPT(nn.Module):
         self.codecs = nn.ModuleDict({name: port.codec for name, port in ports.items() if isinstance(port.codec, nn.Module)})
         self.codecs.requires_grad_(False)  # trained before, by a recipe of their own
 
+    def train(self, mode: bool = True) -> "GPT":
+        """Training mode, but for what is frozen: no dropout there, and no statistics that move."""
+        super().train(mode)
+        for part in self.modules():
+            weights = list(part.parameters()) if mode else []
+            if weights and not any(weight.requires_grad for weight in weights):
+                part.eval()
+        return self
+
     @property
     def spans(self) -> dict[str, Span]:
         """The ids that each head scores."""
@@ -106,7 +117,8 @@ class GPT(nn.Module):
         for name, port in self.ports.items():
             if isinstance(value, port.kind):
                 return name
-        raise InputError(f"a segment of type {type(value).__name__}: this model takes {', '.join(self.ports)}")
+        hint = "; open a file with mmgpt.open_picture" if isinstance(value, Path) else ""
+        raise InputError(f"a segment of type {type(value).__name__}: this model takes {', '.join(self.ports)}{hint}")
 
     def write(self, sample: Sample | Iterable[Part]) -> Document:
         """A sample as its document: what is written in the stream, segment by segment."""
@@ -151,12 +163,17 @@ class GPT(nn.Module):
         return run(self, [Request(parts, to, **settings)])[0].value
 
     def caption(self, images: Sequence[Segment], prompt: str = "caption:", **settings) -> list[str]:
-        """One caption a picture, batched; greedy unless `sampling` says otherwise."""
+        """One caption a picture, batched; greedy unless `sampling` says otherwise; picture number i then with seed + i."""
         from mmgpt.generate.engine import Request, run
 
         if not isinstance(images, (list, tuple)):
             raise InputError(f"caption takes a list of pictures, not a {type(images).__name__}: caption([picture])")
-        return [result.value for result in run(self, [Request([image, prompt], "text", **settings) for image in images])]
+        for image in images:
+            if isinstance(image, (str, Path)):
+                raise InputError(f"{str(image)[:80]!r} is the name of a picture, not a picture: open it with mmgpt.open_picture")
+        seed = settings.pop("seed", 0)
+        requests = [Request([image, prompt], "text", seed=seed + i, **settings) for i, image in enumerate(images)]
+        return [result.value for result in run(self, requests)]
 
     def draw(self, prompts: Sequence[str], guidance: float | None = None, seed: int = 0, **settings) -> list[Segment]:
         """One picture a prompt, batched; prompt number i is drawn with seed + i. `best_of=8` draws eight and keeps the best."""
@@ -166,6 +183,18 @@ class GPT(nn.Module):
             raise InputError(f"draw takes a list of prompts: draw([{prompts[:20]!r}]), or generate for a single one")
         requests = [Request([prompt], "image", guidance=guidance, seed=seed + i, **settings) for i, prompt in enumerate(prompts)]
         return [result.value for result in run(self, requests)]
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; afterwards each part is in the mode that it was in."""
+    before = [(part, part.training) for part in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for part, training in before:
+            part.training = training
 
 
 def control(id: int) -> Written:

@@ -2,6 +2,8 @@
 
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -157,7 +159,7 @@ def test_what_cannot_be_read_back_is_compared_by_its_own_probability():
         assert run(GPT, [request])[0].ids == likeliest.ids
 
 
-@pytest.mark.parametrize("number", [0, -1, 2**20])
+@pytest.mark.parametrize("number", [0, -1, 1025])
 def test_best_of_out_of_range(number):
     with pytest.raises(InputError, match=f"best_of={number}.*1 to"):
         Request(["a"], "image", best_of=number)
@@ -177,9 +179,27 @@ def test_a_seed_decides_and_nothing_else_is_touched():
     GPT.eval()
     torch.manual_seed(99)
     assert drawn(1) == first and not GPT.training
-    assert len({drawn(seed) for seed in range(6)}) > 3
-    weights = GPT.state_dict()
-    assert all(parameter.grad is None for parameter in GPT.parameters()) and weights.keys() == tiny_gpt().state_dict().keys()
+    assert len({drawn(seed) for seed in [*range(6), 1 + 2**32, 1 + 2**40]}) == 8
+    weights, fresh = GPT.state_dict(), tiny_gpt().state_dict()
+    assert weights.keys() == fresh.keys() and all(torch.equal(weights[name], fresh[name]) for name in fresh)
+
+
+def test_a_model_in_training_writes_as_if_it_were_not():
+    """Without dropout; and every part is in its own mode again, the frozen ones in theirs."""
+    gpt = tiny_gpt(dropout=0.5)
+    alone = run(gpt, requests()[:2])
+    gpt.decoder.blocks[0].requires_grad_(False)
+    gpt.train()
+    gpt.decoder.blocks[1].mlp.eval()
+    modes = [part.training for part in gpt.modules()]
+    assert [result.ids for result in run(gpt, requests()[:2])] == [result.ids for result in alone]
+    assert [part.training for part in gpt.modules()] == modes
+    assert gpt.training and gpt.decoder.blocks[1].training and not gpt.decoder.blocks[0].dropout.training and not gpt.codecs.training
+
+
+def test_captions_have_seeds_of_their_own():
+    four = GPT.caption([picture(1)] * 4, sampling=WARM, seed=9, grid=(1, 1, 6))
+    assert len(set(four)) > 1 and four[2] == GPT.caption([picture(1)], sampling=WARM, seed=11, grid=(1, 1, 6))[0]
 
 
 def test_training_mode_is_given_back_after_an_error():
@@ -248,6 +268,16 @@ def test_filters_on_a_known_distribution():
     assert kept(top_k=3, min_p=0.5) == [1, 3] and kept(top_k=3, top_p=0.3) == [1]
     assert gap(filtered(LOGITS, Sampling(top_k=2))[[1, 3]], LOGITS[[1, 3]]) == 0
     assert torch.isfinite(filtered(torch.zeros(5), Sampling(top_k=2))).tolist() == [True, True, False, False, False]  # of equals, the first
+
+
+def test_what_was_written_is_penalised():
+    """Greedy, step by step by hand: the ids of the row's own answer count as seen, those of the prompt do not."""
+    request = Request(["a cat"], "image", Sampling(0.0, repetition_penalty=1e3), guidance=1.0)
+    result = run(GPT, [request])[0]
+    codes = result.codes.flatten().tolist()
+    for n, logits_V in enumerate(recomputed(request, result)[0].view(len(codes), -1)):
+        assert codes[n] == int(penalised(logits_V, torch.tensor(sorted(set(codes[:n])), dtype=torch.long), 1e3).argmax())
+    assert len(set(codes)) > len(set(run(GPT, [replace(request, sampling=GREEDY)])[0].codes.flatten().tolist()))
 
 
 def test_penalty_lowers_what_was_seen():
@@ -376,6 +406,32 @@ def test_words_that_spell_control_ids_stay_words(prompt):
     assert written.ids_N[-1] == end and all(0 <= id < codec.num_codes <= end for id in written.ids_N[:-1])
     assert codec.decode(written.ids_N[:-1]) == prompt.strip()
     assert isinstance(GPT.generate([Part(prompt)], to="text", grid=(1, 1, 2)), str)
+
+
+def test_a_document_that_would_be_empty():
+    """A model whose documents begin with no id has nothing to start from where there are no words, guided or not."""
+    gpt = tiny_gpt()
+    gpt.begin, text = None, gpt.ports["text"]
+    gpt.ports["text"] = replace(text, writes=replace(text.writes, end_given=False))
+    with pytest.raises(InputError, match="the request has 0 positions"):
+        gpt.generate([Part("")])
+    with pytest.raises(InputError, match="its unconditional form has 0 positions.*guidance=1"):
+        gpt.generate(["a cat"], guidance=2.0)
+    assert gpt.generate([Part("")], to="image").size == (16, 16)  # it begins with an id of its own
+
+
+def test_names_are_no_pictures():
+    for name in ("cat.png", Path("cat.png")):
+        with pytest.raises(InputError, match="mmgpt.open_picture"):
+            GPT.caption([name])
+    with pytest.raises(InputError, match="mmgpt.open_picture"):
+        GPT.generate([Path("cat.png"), "caption:"])
+
+
+@pytest.mark.parametrize("wrong", [{"guidance": "3"}, {"to": ["image"]}, {"sampling": 0.7}, {"grid": 8}, {"grid": [1, 1, 1]}, {"grid": (1, "a", 1)}])
+def test_settings_of_the_wrong_kind(wrong):
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        Request.__post_init__(SimpleNamespace(**vars(Request(["a"])) | wrong))  # as where nothing checks the annotations
 
 
 def test_nothing_to_read():

@@ -239,3 +239,16 @@ def test_sizes_that_cannot_be_written():
         Automaton([])
     with pytest.raises(InputError, match="3 codes for a layout of 2 open slots"):
         FORMS["janus"].script((1, 1, 2)).write([200, 201, 202])
+
+
+def test_a_script_cannot_be_changed_through_what_it_wrote():
+    """Scripts are shared by all segments of their size."""
+    for written in (EMU3.write(np.zeros((2, 2), int)), TextLayout(Span(0, 10), 9).write(np.array([1, 2]))):
+        for column in (written.place_N3, written.whole_N):
+            with pytest.raises(ValueError, match="read-only"):
+                column[:] = 1
+
+
+def test_codes_are_whole_numbers():
+    with pytest.raises(InputError, match="float64: pass whole numbers"):
+        EMU3.write(np.array([[1.9, 2.2]]))

@@ -1,5 +1,7 @@
 """Packing: many documents in one row are, vector for vector and loss for loss, what each is alone."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -97,6 +99,15 @@ def test_golden_targets():
     assert pack([[slots([1, 2])]], heads).targets == ()
 
 
+def test_targets_go_to_the_head_of_the_segment():
+    """Two heads over the same ids: each learns what its own segment wrote."""
+    words = slots([1, 2], learn=True)
+    documents = [[slots([7]), replace(words, head="second"), replace(words, head="first")]]
+    stream = pack(documents, {"first": Span(0, 10), "second": Span(0, 10)})
+    found = {target.head: target.slot_N.tolist() for target in stream.targets}
+    assert found == {"second": [0, 1], "first": [2, 3]}
+
+
 def test_targets_across_rows():
     """The first id of a row is no target of the last position of the row before it."""
     layout = TextLayout(Span(0, 10), 9)
@@ -135,5 +146,7 @@ def test_a_stream_without_targets_is_refused():
 def test_a_stream_moves_as_a_whole():
     here = pack([GPT.write(SAMPLES[0])], GPT.spans)
     stream = here.to("meta")
-    tensors = [stream.ids_BT, stream.block_BT, stream.inputs[0].slot_N, stream.inputs[0].prepared.values_NF, stream.targets[0].id_N]
+    read, target = stream.inputs[0], stream.targets[0]
+    tensors = [stream.ids_BT, stream.document_BT, stream.block_BT, stream.position_BT3, target.slot_N, target.id_N]
+    tensors += [read.slot_N, read.prepared.values_NF, read.prepared.place_N3]
     assert all(tensor.is_meta for tensor in tensors) and stream.inputs[0].prepared.grid == here.inputs[0].prepared.grid

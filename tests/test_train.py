@@ -18,7 +18,7 @@ from mmgpt.errors import CheckpointError, InputError, TrainingError
 from mmgpt.pack import length
 from mmgpt.train.codec import CodecTask, load_codec
 from mmgpt.train.gpt import GPTTask, Item, Mix
-from mmgpt.train.loop import Settings, Trainer, batches, override, train
+from mmgpt.train.loop import Interruption, Settings, Trainer, batches, override, train
 from mmgpt.train.muon import Muon, matrices, orthogonal
 from mmgpt.train.recipes import CodecOptions, emoji, emoji_codec, pixels, split
 
@@ -213,9 +213,17 @@ def test_a_loss_that_explodes_leaves_the_last_good_save(tmp_path):
     task.losses = lambda batch: losses(batch) if trainer_steps.append(1) or len(trainer_steps) < 4 else (losses(batch)[0] * torch.inf, {})
     trainer_steps: list[int] = []
     with pytest.raises(TrainingError, match="the loss at step 3 is inf"):
-        train(task, Settings(**vars(QUICK) | {"save_every": 2}), tmp_path)
+        train(task, QUICK, tmp_path)  # which saves at the end alone
     kept = tensors_of(tmp_path / "last")
-    assert kept["step"] == 2 and all(torch.isfinite(value).all() for value in kept.values()) and not (tmp_path / "final").exists()
+    assert kept["step"] == 3 and all(torch.isfinite(value).all() for value in kept.values()) and not (tmp_path / "final").exists()
+
+
+def test_a_second_interruption_ends_at_once():
+    with Interruption() as interruption:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interruption.asked
+        with pytest.raises(KeyboardInterrupt, match="in the middle"):
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 # --- settings -------------------------------------------------------------------------------------------------------------------------

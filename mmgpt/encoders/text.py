@@ -16,6 +16,7 @@ class TextCodec:
     def __init__(self, tokenizer):
         self.tokenizer = tokenizer
         self.num_codes: int = tokenizer.get_vocab_size()
+        self.lead = " " if self.written(self.encode("a")).startswith(" ") else ""  # what the tokenizer puts before every text
 
     @classmethod
     def train(cls, texts: Iterable[str], num_codes: int) -> "TextCodec":
@@ -53,4 +54,7 @@ class TextCodec:
         return np.asarray(self.tokenizer.encode(value, add_special_tokens=False).ids, np.int64)
 
     def decode(self, codes: Int[np.ndarray, "*grid"]) -> str:
-        return self.tokenizer.decode([int(c) for c in np.asarray(codes).reshape(-1)], skip_special_tokens=False).strip()
+        return self.written(codes).removeprefix(self.lead)
+
+    def written(self, codes: Int[np.ndarray, "*grid"]) -> str:
+        return self.tokenizer.decode([int(c) for c in np.asarray(codes).reshape(-1)], skip_special_tokens=False)

@@ -17,7 +17,7 @@ from mmgpt.types import Part, Usage
 
 QUESTION = "caption:"
 BATCH = 32  # results that are read back at a time
-SEEDS = 1_000_003  # between the seeds of two tries of a request: neighbours draw other numbers (torch reads the lower 32 bits alone)
+SEEDS = 1_000_003  # between the seeds of two tries of a request, so that neighbouring requests draw other numbers
 
 
 def tries(request) -> list:

@@ -17,6 +17,7 @@ from mmgpt.generate.best import best
 from mmgpt.generate.guidance import guide
 from mmgpt.generate.sampling import Sampling, choose
 from mmgpt.layout import Automaton, Choice, Span
+from mmgpt.model import evaluating
 from mmgpt.pack import Document, length, pack
 from mmgpt.types import Grid, Part, Segment, Stream, Usage, Written
 
@@ -43,6 +44,13 @@ class Request:
     def __post_init__(self):
         if not isinstance(self.best_of, int) or not 1 <= self.best_of <= MAX_BEST_OF:
             raise InputError(f"best_of={self.best_of}: use a whole number from 1 to {MAX_BEST_OF}")
+        if not isinstance(self.to, str) or not isinstance(self.guidance, (int, float, type(None))):
+            raise InputError(f"to={self.to!r}, guidance={self.guidance!r}: use a modality's name, and a number or None")
+        if not isinstance(self.sampling, (Sampling, type(None))):
+            raise InputError(f"sampling={self.sampling!r}: pass mmgpt.Sampling(temperature=...) or None")
+        grid = () if self.grid is None else self.grid
+        if not isinstance(grid, tuple) or not all(isinstance(n, int) for n in grid):
+            raise InputError(f"grid={grid!r}: use (frames, rows, columns) in codes; (1, 1, n) for at most n ids of text")
         if isinstance(self.parts, str) or not isinstance(self.parts, Sequence) or not self.parts:
             raise InputError(f"parts of type {type(self.parts).__name__}: pass a list of at least one segment, for example [picture, 'caption:']")
         if all(isinstance(part, str) and not part.strip() for part in self.parts):
@@ -96,7 +104,8 @@ class Task:
         samples = [parts] if self.guidance == 1 else [parts, self.port.unconditional(parts)]
         self.rows = [Row(gpt.write(sample), Automaton([self.script])) for sample in samples]
         self.check_length(gpt.max_length)
-        self.generator = torch.Generator().manual_seed(request.seed)
+        # torch's generator reads 32 bits of a seed
+        self.generator = torch.Generator().manual_seed((request.seed ^ (request.seed >> 32) * 0x9E3779B1) % 2**32)
         self.ids: list[int] = []
         self.log_probability = 0.0
 
@@ -110,6 +119,9 @@ class Task:
         return self.port.guidance if has_words else 1.0
 
     def check_length(self, limit: int) -> None:
+        if not all(length(row.document) or row.automaton.next().forced is not None for row in self.rows):
+            empty = "its unconditional form has" if length(self.rows[0].document) else "the request has"
+            raise InputError(f"{empty} 0 positions to read, and this model opens a document with no id of its own: say more, or use guidance=1")
         longest = max(length(row.document) for row in self.rows) + len(self.script)
         if longest > limit:
             raise InputError(f"{longest} positions to read and write, this model holds {limit}: shorten the prompt or ask for less")
@@ -137,9 +149,7 @@ class Task:
 @torch.inference_mode()
 def run(gpt, requests: Sequence[Request], progress: Callable[[int, int], None] | None = None) -> list[Result]:
     """All requests' results, in order. `progress(done, of)` is called after each step. The model is left as it was found."""
-    was_training = gpt.training
-    gpt.eval()
-    try:
+    with evaluating(gpt):
         if any(request.best_of > 1 for request in requests):
             return best(gpt, requests, lambda some: run(gpt, some, progress))
         tasks = [Task(gpt, request) for request in requests]  # every mistake is found before anything is computed
@@ -147,8 +157,6 @@ def run(gpt, requests: Sequence[Request], progress: Callable[[int, int], None] |
         for start in range(0, len(tasks), BATCH):
             results += run_batch(gpt, tasks[start : start + BATCH], progress, start, len(tasks))
         return results
-    finally:
-        gpt.train(was_training)
 
 
 def run_batch(gpt, tasks: list[Task], progress, done: int, of: int) -> list[Result]:

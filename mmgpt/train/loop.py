@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from mmgpt.checkpoint import read_folder, write_folder
 from mmgpt.errors import CheckpointError, TrainingError
+from mmgpt.model import evaluating
 from mmgpt.train.muon import Muon, matrices
 
 
@@ -105,9 +106,9 @@ class Trainer:
 
     def update(self) -> dict[str, float]:
         """One step: batch, losses, gradients, clipped update, average."""
-        begin = time.perf_counter()
+        begin, rate = time.perf_counter(), self.rate()
         for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
-            group["lr"] = self.rate() * group["factor"]
+            group["lr"] = rate * group["factor"]
         self.batches = self.batches or batches(self.task, self.step, self.settings.workers)
         batch = next(self.batches)
         device = next(iter(self.parameters.values())).device
@@ -128,7 +129,7 @@ class Trainer:
         torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in self.parameters.values()], 1 - weight)
         seconds = time.perf_counter() - begin
         self.spent += seconds
-        return {**figures, "loss": float(loss.detach()), "norm": float(norm), "rate": self.rate(), "per_second": self.task.size(batch) / seconds}
+        return {**figures, "loss": float(loss.detach()), "norm": float(norm), "rate": rate, "per_second": self.task.size(batch) / seconds}
 
     def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, str]]:
         moments = {}
@@ -233,7 +234,7 @@ def as_is(batch: Any) -> Any:
 
 
 class Interruption:
-    """Ctrl-C and SIGTERM ask for an end after the update that is under way: no state is ever half updated."""
+    """Ctrl-C and SIGTERM ask for an end after the update that is under way: no state is ever half updated. Twice, they end it at once."""
 
     def __init__(self):
         self.asked = False
@@ -244,6 +245,8 @@ class Interruption:
         return self
 
     def ask(self, number: int, frame: object) -> None:
+        if self.asked:  # the second time it is meant: an update that hangs would never end
+            raise KeyboardInterrupt("stopped in the middle of an update: nothing after the last saved state is kept")
         self.asked = True
 
     def __exit__(self, *error: object) -> None:
@@ -268,7 +271,12 @@ def train(task: Task, settings: Settings, folder: str | Path, resume: bool = Fal
     saved = trainer.step
     with open(folder / "log.jsonl", "a") as log, Interruption() as interruption:
         while trainer.progress < 1 and not interruption.asked:
-            figures = trainer.update()
+            try:
+                figures = trainer.update()
+            except TrainingError:  # found before anything was updated: what was learned so far is kept
+                if trainer.step > saved:
+                    trainer.save(folder)
+                raise
             if trainer.step % settings.log_every == 0 or trainer.progress >= 1:
                 log.write(json.dumps({"step": trainer.step, "minutes": round(trainer.spent / 60, 3), **figures}) + "\n")
                 log.flush()
@@ -302,13 +310,12 @@ def sampled(trainer: Trainer, folder: Path) -> None:
     """Samples of the averaged weights; the run's own weights and random numbers are as before afterwards."""
     held = {name: p.detach().clone() for name, p in trainer.parameters.items()}
     load_into(trainer.parameters, trainer.average)
-    trainer.task.model.eval()
     try:
         (folder / "samples").mkdir(exist_ok=True)
-        trainer.task.sample(folder / "samples", trainer.step)
+        with evaluating(trainer.task.model):
+            trainer.task.sample(folder / "samples", trainer.step)
     finally:
         load_into(trainer.parameters, held)
-        trainer.task.model.train()
 
 
 def override(settings: Any, changes: dict[str, str]) -> Any:

@@ -8,6 +8,7 @@ import json
 import shutil
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import partial
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from mmgpt.checkpoint import parsed, replace_folder, sync_folder
 from mmgpt.errors import CheckpointError
-from mmgpt.interop.shards import INDEX, Place, places
+from mmgpt.interop.shards import INDEX, Maps, Place, joined, places
 from mmgpt.model import GPT
 
 FAMILIES = dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), "mmgpt.interop.text")  # model_type -> module with `build`
@@ -97,7 +98,9 @@ def named_dtype(values: dict) -> torch.dtype | None:
 def check(gpt: GPT, released: Released, found: Mapping[str, Place], folder: Path) -> None:
     """Every tensor of ours has its parts, of the right shapes, and nothing is left over."""
     wanted = gpt.state_dict()
-    theirs = {name for parts in released.keys.values() for name, _ in parts}
+    listed = [name for parts in released.keys.values() for name, _ in parts]
+    theirs = set(listed)
+    assert len(theirs) == len(listed), f"the key map of {released.model_type} names a tensor twice: two of ours would share its memory"
     for name in sorted(theirs - found.keys()):
         raise CheckpointError(f"{folder}: tensor {name} is missing, {len(theirs - found.keys())} in all: copy the checkpoint again")
     for name in sorted(n for n in found.keys() - theirs if not n.endswith(released.ignored or "\0")):
@@ -114,17 +117,22 @@ def check(gpt: GPT, released: Released, found: Mapping[str, Place], folder: Path
 
 
 def fill(gpt: GPT, released: Released, found: Mapping[str, Place], device: torch.device, dtype: torch.dtype) -> None:
-    """Takes the memory and reads each part to where it belongs."""
+    """Each tensor as it lies in its file, where it can be used so; else takes memory and reads its parts to where they belong."""
+    maps, apart = Maps(), []
     for ours, tensor in list(gpt.state_dict(keep_vars=True).items()):
         home, _, leaf = ours.rpartition(".")
-        made = torch.empty(tensor.shape, dtype=dtype if tensor.is_floating_point() else tensor.dtype, device=device)
+        kind, whole = dtype if tensor.is_floating_point() else tensor.dtype, joined([found[name] for name, _ in released.keys[ours]])
+        made = None if whole is None else maps.view(whole, kind, device)
+        if made is None:
+            made = torch.empty(tensor.shape, dtype=kind, device=device)
+            apart += [(found[name], part) for part, name in parts_of(made, released.keys[ours])]
         owner = gpt.get_submodule(home)
         if isinstance(tensor, nn.Parameter):
             setattr(owner, leaf, nn.Parameter(made, tensor.requires_grad))
         else:
             setattr(owner, leaf, made)
-        for part, name in parts_of(made, released.keys[ours]):
-            found[name].read(part)
+    with ThreadPoolExecutor(min(4, torch.get_num_threads())) as pool:  # what takes the time is memory that is used for the first time
+        list(pool.map(lambda pair: pair[0].read(pair[1]), apart))
     for module in gpt.modules():
         refresh(module, device)
 

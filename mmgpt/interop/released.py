@@ -43,7 +43,6 @@ class Released:
     keys: KeyMap
     texts: Mapping[str, str] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()  # endings of their tensors that hold nothing of their own
-    left_out: str = ""
 
 
 def load(folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> GPT:
@@ -51,9 +50,8 @@ def load(folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dt
     folder = Path(folder)
     values = config_of(folder)
     texts = {name: text_of(folder / name) for name in TEXTS if (folder / name).is_file()}
-    build: Callable[[dict, Mapping[str, str], Path], tuple[GPT, Released]] = import_module(FAMILIES[values["model_type"]]).build
     with torch.device("meta"):
-        gpt, released = build(values, texts, folder)
+        gpt, released = family_of(values, folder).build(values, texts, folder)
     gpt.config = released
     found = places(folder)
     check(gpt, released, found, folder)
@@ -63,10 +61,13 @@ def load(folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dt
 
 
 def config_of(folder: Path) -> dict:
-    """config.json, if it is of a family we know and asks for no code of its own."""
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder} has neither manifest.json nor config.json: pass the folder of a model")
-    values = parsed(text_of(folder / "config.json"), f"{folder / 'config.json'}")
+    return parsed(text_of(folder / "config.json"), f"{folder / 'config.json'}")
+
+
+def family_of(values: Mapping, folder: Path):
+    """The module that knows the family of a config.json, if it asks for no code of its own."""
     kind = values.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
         close = get_close_matches(str(kind), FAMILIES, 1)
@@ -77,7 +78,7 @@ def config_of(folder: Path) -> dict:
             f"{folder}: config.json asks for code of its own ({', '.join(values['auto_map'])}), and no code from a checkpoint is ever run: "
             "pass the checkpoint that is made for transformers itself"
         )
-    return values
+    return import_module(FAMILIES[kind])
 
 
 def text_of(path: Path) -> str:
@@ -165,6 +166,11 @@ def export(gpt: GPT, folder: str | Path, dtype: torch.dtype | None = None) -> Pa
     folder, released = Path(folder), gpt.config
     if not isinstance(released, Released):
         raise CheckpointError("this model is mmgpt's own and has no format of others: use mmgpt.save")
+    if gpt.state_dict().keys() != released.keys.keys():
+        raise CheckpointError(
+            f"{len(gpt.state_dict())} tensors, a {released.model_type} with this config.json has {len(released.keys)}: "
+            "where LoRA stands beside its layers, call mmgpt.interop.compose.merge first"
+        )
     if folder.exists() and any(folder.iterdir()) and not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder} exists and is no checkpoint: nothing of it was touched; choose another folder")
     fresh = folder.with_name(f"{folder.name}.new-{uuid.uuid4().hex[:8]}")

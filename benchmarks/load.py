@@ -14,7 +14,8 @@ from pathlib import Path
 SIZES = {"vocab_size": 32_000, "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "num_attention_heads": 32}
 SIZES |= {"num_key_value_heads": 4, "max_position_embeddings": 2048}
 
-# every weight is read once after loading, so that memory that is only promised counts too
+# Libraries and the family's module are imported before, by both. Every weight is read once after loading, so that memory that is only
+# promised counts too. "again": a second load in the same process, without what the first one has to set up.
 CHILD = """
 import sys, time, json, torch
 kind, folder = sys.argv[1:]
@@ -22,15 +23,20 @@ torch.set_num_threads(2)
 def held(name):
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name)) / 2**20
 if kind == "mmgpt":
-    import mmgpt, transformers.models.llama.configuration_llama, tokenizers
+    import mmgpt.interop.text, transformers.models.llama.configuration_llama, tokenizers
     from mmgpt.interop.released import load
 else:
     from transformers import AutoModelForCausalLM, LlamaForCausalLM
-before, begin = held("VmRSS"), time.perf_counter()
-model = load(folder) if kind == "mmgpt" else AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
-loaded = time.perf_counter() - begin
-total = sum(float(p.detach().view(torch.int16)[..., ::512].sum()) for p in model.parameters())
-print(json.dumps({"seconds": loaded, "touched": time.perf_counter() - begin, "peak": held("VmHWM") - before}))
+def loaded():
+    begin = time.perf_counter()
+    model = load(folder) if kind == "mmgpt" else AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    seconds = time.perf_counter() - begin
+    total = sum(float(p.detach().view(torch.int16)[..., ::512].sum()) for p in model.parameters())
+    return seconds, time.perf_counter() - begin
+before = held("VmRSS")
+seconds, touched = loaded()
+peak = held("VmHWM") - before
+print(json.dumps({"seconds": seconds, "touched": touched, "peak": peak, "again": loaded()[0]}))
 """
 
 
@@ -64,7 +70,10 @@ def main(rounds: int = 3, folder: str = "") -> None:
     print(f"{size:.2f} GiB of weights, median of {rounds}")
     for kind, runs in found.items():
         median = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
-        print(f"{kind:13} {median['seconds']:6.2f} s to load, {median['touched']:6.2f} s until every weight was read, peak {median['peak']:.2f} GiB")
+        print(
+            f"{kind:13} {median['seconds']:6.3f} s to load, {median['touched']:6.3f} s until every weight was read, peak {median['peak']:.3f} GiB; "
+            f"{median['again']:6.3f} s to load again"
+        )
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ __version__ = "0.1.0"
 # name -> module that defines it: imported on first use, so that `import mmgpt` costs next to nothing
 _WHERE = {
     "load": "mmgpt.hub",
+    "save": "mmgpt.hub",
     "GPT": "mmgpt.model",
     "Port": "mmgpt.model",
     "Audio": "mmgpt.types",
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from mmgpt.errors import CheckpointError, DataError, GuidanceError, InputError, MmgptError, TrainingError
     from mmgpt.generate.engine import Request
     from mmgpt.generate.sampling import Sampling
-    from mmgpt.hub import load
+    from mmgpt.hub import load, save
     from mmgpt.model import GPT, Port
     from mmgpt.types import Audio, Part, Video
 

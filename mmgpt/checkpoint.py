@@ -147,12 +147,12 @@ def parsed(text: str, place: str) -> dict:
     return values
 
 
-def load_exactly(module: nn.Module, found: Mapping[str, Tensor], place: str | Path) -> None:
-    """Puts `found` into the module if names and shapes are just its own."""
+def load_exactly(module: nn.Module, found: Mapping[str, Tensor], place: str | Path, assign: bool = False) -> None:
+    """Puts `found` into the module if names and shapes are just its own; with `assign` the tensors themselves, for a module without memory."""
     wanted = module.state_dict()
     for name in sorted(wanted.keys() ^ found.keys()):
         raise CheckpointError(f"{place}: tensor {name} is {'missing' if name in wanted else 'not of this model'}: copy the checkpoint again")
     for name, tensor in wanted.items():
         if tensor.shape != found[name].shape:
             raise CheckpointError(f"{place}: {name} has shape {tuple(found[name].shape)}, its config asks for {tuple(tensor.shape)}")
-    module.load_state_dict(dict(found))
+    module.load_state_dict(dict(found), assign=assign)

@@ -283,7 +283,7 @@ def evaluate_captions(options: argparse.Namespace, rows: list) -> dict:
     from mmgpt.evaluate.caption import evaluate_captions
 
     gpt = load(options)
-    left_out = gpt.config.left_out or None
+    left_out = getattr(gpt.config, "left_out", "") or None  # of a released model nobody can say what it has seen
     if options.leave_out and options.leave_out != left_out:
         raise InputError(f"--leave-out {options.leave_out}: this checkpoint was trained without {left_out or 'nobody'}; ask for that")
     return evaluate_captions(gpt, rows, left_out)
@@ -294,9 +294,10 @@ def evaluate_drawing(options: argparse.Namespace, rows: list) -> dict:
     from mmgpt.evaluate.judge import Judge
 
     judge, gpt = Judge.load(), load(options)
+    codec = image_codec(gpt, options.checkpoint)  # says so where there is none
     sampling = None if options.temperature is None else replace(gpt.ports["image"].sampling, temperature=options.temperature)
     settings = {"sampling": sampling, "best_of": options.best_of}
-    return evaluate_drawing(gpt, rows, judge, options.guidance, options.seed, options.num, codec=gpt.codecs["image"].codec, **settings)
+    return evaluate_drawing(gpt, rows, judge, options.guidance, options.seed, options.num, codec=codec, **settings)
 
 
 def evaluate_codec(options: argparse.Namespace, rows: list) -> dict:
@@ -306,8 +307,19 @@ def evaluate_codec(options: argparse.Namespace, rows: list) -> dict:
 
     judge = Judge.load()
     alone = (Path(options.checkpoint) / "codec.json").is_file()  # what the recipe emoji-codec makes
-    codec = load_codec(options.checkpoint).to(options.device) if alone else load(options).codecs["image"].codec
+    codec = load_codec(options.checkpoint).to(options.device) if alone else image_codec(load(options), options.checkpoint)
     return evaluate_codec(codec, rows, judge)
+
+
+def image_codec(gpt, place: str):
+    """The image codec whose losses are measured: one of ours."""
+    from mmgpt.decoders.image_codec import PictureCodec
+
+    codec = gpt.ports["image"].codec if "image" in gpt.ports else None
+    if not isinstance(codec, PictureCodec):
+        found = "no codec of pictures" if codec is None else f"a {type(codec).__name__}"
+        raise InputError(f"{place} has {found}: this measures mmgpt's own image codec; pass a checkpoint that draws with one")
+    return codec.codec
 
 
 EVALUATIONS = {"caption": evaluate_captions, "draw": evaluate_drawing, "codec": evaluate_codec}

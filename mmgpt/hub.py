@@ -1,16 +1,20 @@
-"""A name, a folder or a hub id -> a model that is ready to use. Shipped checkpoints lie inside the package."""
+"""A name, a folder or a hub id -> a model that is ready to use; and any model -> a folder. Shipped checkpoints lie inside the package."""
 
 import re
+from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 
 import torch
+from torch import nn
 
-from mmgpt.checkpoint import MANIFEST
-from mmgpt.errors import CheckpointError
-from mmgpt.model import GPT
+from mmgpt.checkpoint import MANIFEST, checked, parsed, read_manifest
+from mmgpt.errors import CheckpointError, InputError
+from mmgpt.model import GPT, Codec
 
 SHIPPED = Path(__file__).parent / "checkpoints"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+KINDS = {"native": "mmgpt.native", "composed": "mmgpt.interop.composed"}  # kind in config.json -> module that saves and loads it
 WANTED = ("*.safetensors", "*.json", "*.jinja")  # what is fetched: no code, no pickles
 
 
@@ -40,14 +44,51 @@ def fetched(hub_id: str) -> Path:
         raise CheckpointError(f"{hub_id!r} is no folder here and could not be fetched ({reason[0] if reason else type(error).__name__})") from None
 
 
-def load(name_or_folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> GPT:
-    """mmgpt.load("emoji"); the folder of a checkpoint that mmgpt wrote, or of a released model in transformers' format; a hub id."""
+def load(
+    name_or_folder: str | Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    parts: Mapping[str, nn.Module | Codec] | None = None,
+) -> GPT:
+    """mmgpt.load("emoji"); the folder of a checkpoint that mmgpt wrote, or of a released model in transformers' format; a hub id.
+
+    `parts` are those of a composed model that no folder can hold, by name: {"image_in": tower}.
+    """
     folder = find(name_or_folder)
     if (folder / MANIFEST).is_file() or not (folder / "config.json").is_file():
-        from mmgpt.native import load as load_native
-
-        gpt = load_native(folder, device)
+        kind = kind_of(folder)
+        if parts and kind != "composed":
+            raise InputError(f"{len(parts)} parts for {folder}, a checkpoint of kind {kind!r}: only a composed one takes them; leave parts out")
+        gpt = import_module(KINDS[kind]).load(folder, device, **({"parts": parts} if parts else {}))
         return gpt if dtype is None else gpt.to(dtype)
+    if parts:
+        raise InputError(f"{len(parts)} parts for {folder}, a released model: only a composed one takes them; leave parts out")
     from mmgpt.interop.released import load as load_released
 
     return load_released(folder, device, dtype)
+
+
+def kind_of(folder: Path) -> str:
+    """Of a checkpoint that mmgpt wrote: what its config.json says."""
+    facts = read_manifest(folder)["files"].get("config.json")
+    if facts is None:
+        raise CheckpointError(f"{folder} has no config.json: it is no model; pass the folder of a finished model")
+    kind = parsed(checked(folder / "config.json", facts).decode(errors="replace"), f"{folder}: config.json").get("kind")
+    if kind not in KINDS:
+        raise CheckpointError(f"{folder} is a checkpoint of kind {kind!r}: known are {', '.join(KINDS)}; it may be of a newer version of mmgpt")
+    return kind
+
+
+def save(gpt: GPT, folder: str | Path, dtype: torch.dtype | None = None) -> Path:
+    """Any model as a folder that `load` opens again, weights in `dtype` where given; released models in transformers' format."""
+    from mmgpt.interop.compose import Composed
+    from mmgpt.interop.composed import save as save_composed
+    from mmgpt.interop.released import Released, export
+    from mmgpt.native import NativeConfig
+    from mmgpt.native import save as save_native
+
+    config = getattr(gpt, "config", None)
+    for kind, write in ((NativeConfig, save_native), (Composed, save_composed), (Released, export)):
+        if isinstance(config, kind):
+            return write(gpt, folder, dtype=dtype)
+    raise CheckpointError("this model was built by hand, so that no settings say how to build it again: keep gpt.state_dict() and the program")

@@ -5,6 +5,7 @@ from pathlib import Path
 from mmgpt.checkpoint import MANIFEST, read_manifest
 from mmgpt.decoders.transformer import num_parameters
 from mmgpt.evaluate.report import report
+from mmgpt.interop.compose import Composed
 from mmgpt.model import GPT, Port
 from mmgpt.native import NativeConfig
 
@@ -28,6 +29,9 @@ def info(folder: Path, gpt: GPT) -> str:
     if isinstance(gpt.config, NativeConfig):
         codec, side = gpt.config.codec, gpt.config.picture
         figures["image codec"] = {"stride": codec.stride, "levels": codec.levels, "codes": codec.num_codes, "picture": f"{side} x {side} pixels"}
+    if isinstance(gpt.config, Composed):
+        figures["parts"] = parts(gpt.config)
+        figures["trained"] = {name: policy.how for name, policy in gpt.config.policy.items()}
     return "\n".join([report(figures), *card(folder / "README.md")])
 
 
@@ -39,6 +43,12 @@ def parameters(gpt: GPT) -> dict[str, int]:
     """Each part's parameters. Heads are views of the table's rows: what they own themselves is in `all` only."""
     parts = {"all": gpt, "table of ids": gpt.table, "decoder": gpt.decoder, "encoders": gpt.encoders, "codecs": gpt.codecs}
     return {name: num_parameters(part) for name, part in parts.items()}
+
+
+def parts(config: Composed) -> dict[str, str]:
+    """What was put to the decoder, and before that to the decoder's own model, if that was composed too."""
+    inner = parts(config.decoder) if isinstance(config.decoder, Composed) else {}
+    return inner | {name: facts.get("config", {}).get("model_type", facts["kind"]) for name, facts in config.parts.items()}
 
 
 def layouts(port: Port) -> dict[str, str]:

@@ -1,15 +1,16 @@
 """Pretrained parts, of random weights: each gives transformers' own vectors and codes, and together they learn what they are allowed to."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from PIL import Image
 from test_interop import released
-from tiny import gap, picture, tiny_gpt
+from tiny import gap, learned, picture, tiny_gpt
 
 import mmgpt
-from mmgpt.encoders.codes import Table
 from mmgpt.errors import CheckpointError, InputError
-from mmgpt.interop.compose import FROZEN, LORA, TRAINED, Policy, compose, grow
+from mmgpt.interop.compose import FROZEN, LORA, TRAINED, Composed, Policy, adapt, compose, grown, merge
 from mmgpt.interop.parts import FeatureTower, ImageTower, SoundCodes, WhisperTower
 from mmgpt.pack import pack
 from mmgpt.train.loop import Settings, optimizers
@@ -133,10 +134,9 @@ def test_a_composition_reads_and_draws(tmp_path):
 
 
 def test_new_rows_start_near_the_mean_of_the_old():
-    old, new = Table(50, 8), Table(90, 8)
-    torch.nn.init.normal_(old.weight, 3.0)
-    grow(new, old)
-    assert torch.equal(new.weight[:50], old.weight) and gap(new.weight[50:].mean(0), old.weight.mean(0)) < 0.1
+    old = torch.randn(50, 8) + 3
+    new = grown(old, 90)
+    assert torch.equal(new[:50], old) and gap(new[50:].mean(0), old.mean(0)) < 0.1 and grown(old.bfloat16(), 51).dtype == torch.bfloat16
 
 
 def test_policies_say_what_is_trained(tmp_path):
@@ -150,13 +150,7 @@ def test_policies_say_what_is_trained(tmp_path):
     before = {name: p.detach().clone() for name, p in gpt.named_parameters()}
     examples = [(Image.new("RGB", (16, 16), color), word) for color, word in [("red", "red"), ("green", "green apple"), ("white", "a")]]
     stream = pack([gpt.write([Part(image), Part(word, learn=True)]) for image, word in examples], gpt.spans)
-    optimizer = torch.optim.AdamW([p for p in gpt.parameters() if p.requires_grad], lr=2e-2)
-    for _ in range(100):
-        optimizer.zero_grad()
-        loss = gpt.losses(stream)["text"].mean()
-        loss.backward()
-        optimizer.step()
-    assert float(loss.detach()) < 0.5
+    assert learned(gpt, stream, "text", 2e-2, 100) < 0.5
     assert all(torch.equal(p, before[name]) == (name not in trained) for name, p in gpt.named_parameters())
 
 
@@ -167,3 +161,180 @@ def test_what_cannot_be_composed(tmp_path):
         compose(tiny_gpt(), image_out=tiny_gpt().ports["image"].codec, policy={"wings": TRAINED})
     with pytest.raises(InputError, match="how='sometimes'"):
         Policy("sometimes")
+    with pytest.raises(InputError, match="image_out for a decoder with 2 ports, text, image: it has one for image already"):
+        compose(tiny_gpt(), image_out=tiny_gpt().ports["image"].codec)
+
+
+# --- saved = loaded ----------------------------------------------------------------------------------------------------------------------
+
+
+def shown(gpt) -> list[torch.Tensor]:
+    """Scores of words after a picture, a sound and words, of both heads."""
+    sample = [Part("a red"), Part(picture(4, 16)), Part("apple", learn=True)]
+    sample += [Part(Audio(torch.linspace(-1, 1, 900), 16_000))] if "audio" in gpt.ports else []
+    stream = pack([gpt.write(sample)], gpt.spans)
+    with torch.no_grad():
+        return [head.logits(gpt(stream)[0]) for head in gpt.heads.values()]
+
+
+def whisper_folder(folder):
+    from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
+
+    config = WhisperConfig(d_model=16, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=32, decoder_layers=1, decoder_attention_heads=2)
+    WhisperModel(config).save_pretrained(folder)
+    WhisperFeatureExtractor().save_pretrained(folder)
+    return folder
+
+
+def whole(tmp_path):
+    """A text model that adapts, a frozen tower, a codec; and, composed with that in a second step, a tower of sound."""
+    pytest.importorskip("peft", reason="LoRA is PEFT's")
+    released(tmp_path / "text", "llama", {"initializer_range": 0.1})
+    tower_folder(tmp_path / "eyes", "siglip_vision_model")
+    gpt = compose(tmp_path / "text", tmp_path / "eyes", tiny_gpt().ports["image"].codec, image_grid=(1, 2, 4), policy={"table": Policy(rate=0.5)})
+    gpt = compose(gpt, audio_in=whisper_folder(tmp_path / "ears"), policy={"decoder": FROZEN})
+    for name, parameter in gpt.named_parameters():
+        if "lora_B" in name:  # they start with nothing to add
+            torch.nn.init.normal_(parameter, std=0.1)
+    return gpt
+
+
+def test_a_composition_is_saved_and_loaded(tmp_path):
+    """From its folder alone: equal scores, settings and drawings, adapters beside the weights; nothing of the parts' folders is needed."""
+    gpt = whole(tmp_path)
+    mmgpt.save(gpt, tmp_path / "saved")
+    for name in ("text", "eyes", "ears"):
+        (tmp_path / name).rename(tmp_path / f"{name}, moved")
+    again = mmgpt.load(tmp_path / "saved")
+    assert again.config == gpt.config and isinstance(again.config.decoder, Composed) and again.rates == gpt.rates
+    assert [name for name, p in again.named_parameters() if p.requires_grad] == [name for name, p in gpt.named_parameters() if p.requires_grad]
+    assert any("lora_A" in name for name in again.state_dict()) and again.config.decoder.policy["table"].rate == 0.5
+    assert all(gap(a, b) == 0 for a, b in zip(shown(gpt), shown(again), strict=True))
+    assert gpt.draw(["a red"], seed=3)[0].tobytes() == again.draw(["a red"], seed=3)[0].tobytes()
+    half = mmgpt.load(mmgpt.save(again, tmp_path / "half", torch.bfloat16))
+    assert half.table.weight.dtype == torch.bfloat16 and half.decoder.norm.weight.dtype == torch.bfloat16
+    assert str(tmp_path) not in (tmp_path / "saved" / "config.json").read_text()
+    from mmgpt.info import info
+
+    lines = info(tmp_path / "saved", again)
+    assert all(word in lines for word in ("siglip_vision_model", "whisper", "picture codec", "model.safetensors", "frozen"))
+
+
+def test_merged_adapters_are_the_same_model(tmp_path):
+    """The same scores from plain layers, in memory and from the folder; a second adapter needs the first to be merged."""
+    gpt = whole(tmp_path)
+    before = shown(gpt)
+    with pytest.raises(InputError, match="12 layers have LoRA already"):
+        adapt(gpt.decoder, 4)
+    merged = merge(gpt)
+    assert merged is gpt and not any("lora" in name or "base_layer" in name for name in gpt.state_dict())
+    assert all(gap(a, b) < 1e-5 for a, b in zip(before, shown(gpt), strict=True))
+    again = mmgpt.load(mmgpt.save(gpt, tmp_path / "saved"))
+    assert again.config == gpt.config and all(gap(a, b) == 0 for a, b in zip(shown(gpt), shown(again), strict=True))
+
+
+def test_a_part_of_ones_own_is_given_again(tmp_path):
+    """Its weights are in the folder, its code is not."""
+    gpt = captioner(tmp_path, decoder=FROZEN)
+    mmgpt.save(gpt, tmp_path / "saved")
+    with pytest.raises(CheckpointError, match=r"its image_in was a FeatureTower .* pass mmgpt.load\(.*parts=\{'image_in': it\}\)"):
+        mmgpt.load(tmp_path / "saved")
+    again = mmgpt.load(tmp_path / "saved", parts={"image_in": FeatureTower(Shades(), 16, 2, 12)})
+    assert all(gap(a, b) == 0 for a, b in zip(shown(gpt), shown(again), strict=True))
+    with pytest.raises(InputError, match="no part 'audio_in'"):
+        mmgpt.load(tmp_path / "saved", parts={"image_in": FeatureTower(Shades(), 16, 2, 12), "audio_in": Shades()})
+    with pytest.raises(InputError, match="a released model: only a composed one"):
+        mmgpt.load(tmp_path / "text", parts={"image_in": Shades()})
+
+
+def test_any_model_is_saved(tmp_path):
+    """Ours in our format, a released one in transformers', one that was built by hand not at all."""
+    own = tiny_gpt()
+    assert gap(shown(mmgpt.load(mmgpt.save(own, tmp_path / "own")))[0], shown(own)[0]) == 0
+    released(tmp_path / "text", "llama", {})
+    gpt = mmgpt.load(tmp_path / "text")
+    assert gap(mmgpt.load(mmgpt.save(gpt, tmp_path / "again")).table.weight, gpt.table.weight) == 0 and (tmp_path / "again" / "config.json").is_file()
+    composed = compose(tiny_gpt(), audio_in=whisper_folder(tmp_path / "ears"), policy={"decoder": TRAINED})
+    assert all(gap(a, b) == 0 for a, b in zip(shown(composed), shown(mmgpt.load(mmgpt.save(composed, tmp_path / "both"))), strict=True))
+    own.config = None
+    for gpt in (own, compose(own, audio_in=tmp_path / "ears", policy={"decoder": FROZEN})):
+        with pytest.raises(CheckpointError, match="built by hand"):
+            mmgpt.save(gpt, tmp_path / "hand")
+
+
+@pytest.mark.parametrize("kind", ["chameleon", "emu3", "janus"])
+def test_a_released_codec_draws_for_another_model(kind, tmp_path):
+    """The codec of one model with the decoder of another, saved and loaded."""
+    import test_released
+
+    getattr(test_released, kind)(tmp_path / kind)
+    released(tmp_path / "text", "llama", {})
+    codec = mmgpt.load(tmp_path / kind).ports["image"].codec
+    gpt = compose(tmp_path / "text", image_out=codec, image_grid=(1, 4, 4), policy={"decoder": FROZEN})
+    again = mmgpt.load(mmgpt.save(gpt, tmp_path / "saved"))
+    assert again.ports["image"].codec.encode(picture(3)).tolist() == codec.encode(picture(3)).tolist()
+    assert all(gap(a, b) == 0 for a, b in zip(shown(gpt), shown(again), strict=True))
+    if kind != "chameleon":
+        assert gpt.draw(["a red"], seed=3)[0].tobytes() == again.draw(["a red"], seed=3)[0].tobytes()
+
+
+def test_a_head_and_a_table_of_the_decoders_own_stay(tmp_path):
+    """Janus draws as before when it is given ears, and so does what was saved of it."""
+    import test_released
+
+    test_released.janus(tmp_path / "janus")
+    gpt = mmgpt.load(tmp_path / "janus")
+    heard = compose(gpt, audio_in=whisper_folder(tmp_path / "ears"), policy={"decoder": FROZEN})
+    again = mmgpt.load(mmgpt.save(heard, tmp_path / "saved"))
+    assert len({model.draw(["a red"], seed=3)[0].tobytes() for model in (gpt, heard, again)}) == 1
+    assert all(gap(a, b) == 0 for a, b in zip(shown(heard), shown(again), strict=True))
+
+
+def test_the_commands_take_a_composition(tmp_path, emoji40, capsys, monkeypatch):
+    """What it is and what it names is printed, without the artist that it says it has not seen; what it lacks is said in one line."""
+    from mmgpt.cli import main
+
+    released(tmp_path / "text", "llama", {"max_position_embeddings": 64})
+    tower_folder(tmp_path / "eyes", "clip_vision_model")
+    gpt = compose(tmp_path / "text", tmp_path / "eyes", policy={"decoder": FROZEN})
+    gpt.config = replace(gpt.config, left_out="emojione")
+    folder = str(mmgpt.save(gpt, tmp_path / "saved"))
+    monkeypatch.setattr("mmgpt.evaluate.judge.Judge.load", lambda: None)
+    assert main(["info", folder]) == 0 and "clip_vision_model" in capsys.readouterr().out
+    assert main(["eval", "caption", folder, "--data", str(emoji40), "--leave-out", "emojione"]) == 0
+    assert "emojione" in capsys.readouterr().out
+    for what in ("draw", "codec"):
+        assert main(["eval", what, folder, "--data", str(emoji40)]) == 2
+        assert "saved has no codec of pictures: this measures mmgpt's own image codec" in capsys.readouterr().err
+    assert main(["eval", "caption", str(tmp_path / "text"), "--data", str(emoji40), "--leave-out", "emojione"]) == 2
+    assert "trained without nobody" in capsys.readouterr().err
+
+
+def change(folder, **changes):
+    """The settings changed, and the manifest with them."""
+    import json
+
+    from mmgpt.checkpoint import read_folder, write_folder
+
+    tensors, texts = read_folder(folder)
+    write_folder(folder, tensors, texts | {"config.json": json.dumps(json.loads(texts["config.json"]) | changes)})
+
+
+def test_a_damaged_composition_is_refused(tmp_path):
+    gpt = captioner(tmp_path, decoder=FROZEN)
+    tower = {"image_in": FeatureTower(Shades(), 16, 2, 12)}
+    faults = {
+        "kind 'new': known are native, composed": {"kind": "new"},
+        "image_in of kind 'magic': known are": {"parts": {"image_in": {"kind": "magic"}}},
+        "no image processor of this": {"parts": {"image_in": {"kind": "image tower", "config": SMALL | {"model_type": "clip_vision_model"},
+                                                             "processor": {"image_processor_type": "AutoConfig"}}}},
+        "image tower of model_type 'bert': known are": {"parts": {"image_in": {"kind": "image tower", "config": {"model_type": "bert"}}}},
+        "model_type 'evil': known are": {"decoder": {"kind": "released", "values": {"model_type": "evil"}}},
+        "config.json does not fit": {"policy": {"decoder": {"when": 1}}},
+        "tensor .* is missing|not of this model|has shape": {"parts": {"image_in": {"kind": "given", "type": "FeatureTower"}}},
+    }  # fmt: skip
+    for message, changes in faults.items():
+        mmgpt.save(gpt, tmp_path / "saved")
+        change(tmp_path / "saved", **changes)
+        with pytest.raises(CheckpointError, match=message):
+            mmgpt.load(tmp_path / "saved", parts=tower)

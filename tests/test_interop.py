@@ -137,6 +137,38 @@ def test_shards_and_types(tmp_path, monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), theirs.state_dict().values(), strict=True))
 
 
+def test_tensors_lie_where_the_file_has_them(tmp_path):
+    """One tensor of theirs, or neighbours, is memory of the file; what lies askew, apart or in another type is read. No file ever changes."""
+    from safetensors.torch import load_file, save_file
+
+    theirs, file = released(tmp_path, "llama", {"attention_bias": True}), tmp_path / "model.safetensors"
+    wanted, before = theirs.state_dict(), file.read_bytes()
+    gpt = mmgpt.load(tmp_path)
+    lies = {name: p.untyped_storage().nbytes() == len(before) for name, p in gpt.named_parameters()}
+    assert all(there != (".qkv." in name) for name, there in lies.items()) and len(lies) > 20
+    same = {p.untyped_storage().data_ptr() for name, p in gpt.named_parameters() if lies[name]}
+    assert len(same) == 1 and torch.equal(gpt.decoder.blocks[1].mlp.gate_up.weight[48:], wanted["model.layers.1.mlp.up_proj.weight"])
+    stream = pack([gpt.write([Part("a red", learn=True)])], gpt.spans)
+    optimizer = torch.optim.AdamW(gpt.parameters(), lr=0.1, fused=True)
+    gpt.losses(stream)["text"].mean().backward()
+    optimizer.step()
+    assert not any(torch.equal(p, q) for p, q in zip(gpt.parameters(), mmgpt.load(tmp_path).parameters(), strict=True))
+    assert file.read_bytes() == before
+    save_file(gpt.state_dict(), tmp_path / "kept")
+    assert all(torch.equal(value, gpt.state_dict()[name]) for name, value in load_file(tmp_path / "kept").items())
+    learned = [p.detach().clone() for p in gpt.parameters()]
+    export(gpt, tmp_path)  # over the files that it lies in
+    found = mmgpt.load(tmp_path)
+    assert all(torch.equal(p, q) and torch.equal(p, r) for p, q, r in zip(learned, gpt.parameters(), found.parameters(), strict=True))
+    for shift in range(1, 4):
+        change_header(tmp_path, lambda header: None, shift)
+        askew = mmgpt.load(tmp_path)
+        assert all(torch.equal(p, q) for p, q in zip(learned, askew.parameters(), strict=True))
+        assert any(p.untyped_storage().nbytes() < len(before) for p in askew.parameters())
+    wide = mmgpt.load(tmp_path, dtype=torch.float64)
+    assert all(torch.equal(p, q.float()) for p, q in zip(learned, wide.parameters(), strict=True))
+
+
 def test_a_document_begins_and_ends_as_the_checkpoint_says(tmp_path):
     """What opens it comes from the tokenizer's files, what ends it from generation_config.json; a given text has no end, a learned one has."""
     released(tmp_path, "llama", {})
@@ -159,13 +191,15 @@ def change_config(folder, **changes):
     (folder / "config.json").write_text(json.dumps({k: v for k, v in (values | changes).items() if v is not None}))
 
 
-def change_header(folder, change):
+def change_header(folder, change, askew: int = 0):
+    """The header changed, and as many bytes longer than a multiple of 8."""
     file = folder / "model.safetensors"
     data = file.read_bytes()
     length = struct.unpack("<Q", data[:8])[0]
     header = json.loads(data[8 : 8 + length])
     change(header)
     text = json.dumps(header).encode()
+    text += b" " * ((askew - len(text)) % 8)
     file.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + length :])
 
 
@@ -173,7 +207,7 @@ def rename(header, old, new):
     header[new] = header.pop(old)
 
 
-NORM = "model.norm.weight"
+NORM, EMPTY = "model.norm.weight", {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
 FAULTS = {
     "unknown": (lambda f: change_config(f, model_type="qwen33"), "model_type 'qwen33': known are .*; the closest is qwen3"),
     "no type": (lambda f: change_config(f, model_type=None), "model_type None: known are"),
@@ -187,7 +221,8 @@ FAULTS = {
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "has no tokenizer.json"),
     "no config": (lambda f: (f / "config.json").unlink(), "no manifest.json|neither manifest.json"),
     "missing tensor": (lambda f: change_header(f, lambda h: rename(h, NORM, "lost.rotary_emb.inv_freq")), f"tensor {NORM} is missing"),
-    "extra tensor": (lambda f: change_header(f, lambda h: rename(h, NORM, NORM) or h.update(more=h[NORM])), "tensor more is not of a llama"),
+    "extra tensor": (lambda f: change_header(f, lambda h: h.update(more=EMPTY)), "tensor more is not of a llama"),
+    "two in one place": (lambda f: change_header(f, lambda h: h.update(more=h[NORM])), "lies at byte .*, the one before it ends at"),
     "cut short": (lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-9]), "cut short or changed"),
     "no header": (lambda f: (f / "model.safetensors").write_bytes(b"\xff" * 64), "says that .* of them are its header"),
     "broken header": (lambda f: (f / "model.safetensors").write_bytes(struct.pack("<Q", 4) + b"{{{{"), "its header is damaged"),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from test_interop import SIZES, lively, logits_by_step, tokenizer_json
-from tiny import gap, picture
+from tiny import gap, learned, picture
 
 import mmgpt
 from mmgpt.errors import CheckpointError, GuidanceError, InputError
@@ -229,13 +229,7 @@ def test_drawing_is_learned(make, tmp_path):
     codes = np.random.default_rng(0).integers(0, 16, (10, *side))
     stream = pack([gpt.write([Part(f"draw {n}"), Part(picture(), learn=True, codes=c)]) for n, c in zip(names, codes, strict=True)], gpt.spans)
     assert [t.head for t in stream.targets] == ["image"] and len(stream.targets[0].id_N) == codes.size
-    optimizer = torch.optim.AdamW([p for p in gpt.parameters() if p.requires_grad], lr=1e-2)
-    for _ in range(60):
-        optimizer.zero_grad()
-        loss = gpt.losses(stream)["image"].mean()
-        loss.backward()
-        optimizer.step()
-    assert float(loss.detach()) < 0.05
+    assert learned(gpt, stream, "image", 1e-2, 60) < 0.05
     wanted = [Request([f"draw {n}"], "image", GREEDY, guidance=1.0, grid=(1, *side)) for n in names]
     if make is chameleon:  # it cannot show what it draws
         with pytest.raises(InputError, match="no decoder"):

@@ -39,6 +39,17 @@ def picture(seed: int = 0, side: int = 16) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8))
 
 
+def learned(gpt: GPT, stream, head: str, rate: float, steps: int) -> float:
+    """The last mean loss of a head after so many steps on one stream, of all weights that may be trained."""
+    optimizer = torch.optim.AdamW([p for p in gpt.parameters() if p.requires_grad], lr=rate)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = gpt.losses(stream)[head].mean()
+        loss.backward()
+        optimizer.step()
+    return float(loss.detach())
+
+
 def gap(a, b) -> float:
     """The largest difference of two arrays or tensors of one shape."""
     a, b = torch.as_tensor(a).detach(), torch.as_tensor(b).detach()

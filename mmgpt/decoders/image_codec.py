@@ -4,8 +4,10 @@ FSQ (Mentzer et al., 2023, arXiv:2309.15505) rounds each of a few channels to a 
 position is the mixed-radix number of its channels, so every code is reachable and there is no codebook to collapse.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from math import prod
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -121,6 +123,16 @@ class PictureCodec(nn.Module):
     def __init__(self, codec: ImageCodec, side: int):
         super().__init__()
         self.codec, self.side, self.num_codes = codec, side, codec.num_codes
+
+    def facts(self) -> dict:
+        """What it is built of, but for its weights."""
+        return {"codec": asdict(self.codec.config), "side": self.side}
+
+    @classmethod
+    def of(cls, facts: Mapping, place: Path) -> "PictureCodec":
+        settings = {key: tuple(value) if isinstance(value, list) else value for key, value in facts["codec"].items()}
+        with torch.device("cpu"):  # its quantiser holds tensors that are in no file
+            return cls(ImageCodec(ImageCodecConfig(**settings)), facts["side"])
 
     def encode(self, value: Image, /) -> Int[np.ndarray, "h w"]:
         pixels = pixels_of(fitted(opaque(value), 1, self.side**2, self.side))

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmgpt.encoders.places import on_grid
 from mmgpt.errors import InputError
 from mmgpt.types import Audio, Prepared
 
@@ -57,8 +58,13 @@ def check(value: Audio, max_seconds: float) -> None:
 
 def line(values_NF: Float[Tensor, "N F"]) -> Prepared:
     """Vectors one after the other in time."""
-    time_N = torch.arange(len(values_NF))
-    return Prepared(values_NF, F.pad(time_N[:, None], (0, 2)), ((len(values_NF), 1, 1),))
+    return on_grid(values_NF, (len(values_NF), 1, 1))
+
+
+def frames(value: Audio, max_seconds: float) -> Prepared:
+    """Frames of 640 raw samples, silence behind the last."""
+    sound_N = mono(value, max_seconds)
+    return line(rearrange(F.pad(sound_N, (0, -len(sound_N) % FRAME)), "(n f) -> n f", f=FRAME))
 
 
 class FrameEncoder(nn.Module):
@@ -70,8 +76,7 @@ class FrameEncoder(nn.Module):
         self.map = nn.Linear(FRAME, width)
 
     def prepare(self, value: Audio, /) -> Prepared:
-        sound_N = mono(value, self.max_seconds)
-        return line(rearrange(F.pad(sound_N, (0, -len(sound_N) % FRAME)), "(n f) -> n f", f=FRAME))
+        return frames(value, self.max_seconds)
 
     def forward(self, prepared: Prepared, /) -> Float[Tensor, "N D"]:
         return self.map(prepared.values_NF)

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mmgpt.encoders.conv import Downsample, ResidualBlock, fold
-from mmgpt.encoders.places import Places
+from mmgpt.encoders.places import Places, on_grid
 from mmgpt.errors import InputError
 from mmgpt.types import Grid, Prepared
 
@@ -69,9 +69,7 @@ class PatchEncoder(nn.Module):
     def cut(self, pixels: Float[Tensor, "3 H W"]) -> Prepared:
         """Pixels in [-1, 1], sides multiples of the patch -> patches in reading order."""
         values = rearrange(pixels, "c (h p) (w q) -> (h w) (p q c)", p=self.patch, q=self.patch)
-        rows, columns = pixels.shape[1] // self.patch, pixels.shape[2] // self.patch
-        place = torch.cartesian_prod(torch.zeros(1, dtype=torch.long), torch.arange(rows), torch.arange(columns))
-        return Prepared(values, place, ((1, rows, columns),))
+        return on_grid(values, (1, pixels.shape[1] // self.patch, pixels.shape[2] // self.patch))
 
     def forward(self, prepared: Prepared, /) -> Float[Tensor, "N D"]:
         return self.map(prepared.values_NF) + self.places(prepared.place_N3)

@@ -5,6 +5,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mmgpt.errors import InputError
+from mmgpt.types import Grid, Prepared
+
+
+def on_grid(values_NF: Float[Tensor, "N F"], grid: Grid) -> Prepared:
+    """One segment's raw values, in the order of its grid: frame by frame, row by row."""
+    return Prepared(values_NF, torch.cartesian_prod(*map(torch.arange, grid)), (grid,))
 
 
 class Places(nn.Module):

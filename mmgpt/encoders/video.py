@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmgpt.encoders.image import PatchEncoder
+from mmgpt.encoders.places import on_grid
 from mmgpt.errors import InputError
 from mmgpt.types import Prepared, Video
 
@@ -47,8 +48,7 @@ class VideoEncoder(nn.Module):
     def prepare(self, value: Video, /) -> Prepared:
         check(value)
         stills = [self.image.prepare(value.frames[i]) for i in evenly(len(value.frames), self.max_frames)]
-        grid = (len(stills), *stills[0].grid[1:])
-        return Prepared(torch.cat([still.values_NF for still in stills]), torch.cartesian_prod(*map(torch.arange, grid)), (grid,))
+        return on_grid(torch.cat([still.values_NF for still in stills]), (len(stills), *stills[0].grid[1:]))
 
     def forward(self, prepared: Prepared, /) -> Float[Tensor, "N D"]:
         still_N3 = F.pad(prepared.place_N3[:, 1:], (1, 0))  # a picture's patches all stand at time 0

@@ -22,13 +22,12 @@ GUIDANCE, SAMPLING = 3.0, Sampling(0.7, top_p=0.9)  # of facebookresearch/chamel
 
 def build(values: dict, texts: Mapping[str, str], folder: Path) -> tuple[GPT, Released]:
     from transformers.models.chameleon.image_processing_chameleon import ChameleonImageProcessor
-    from transformers.models.chameleon.modeling_chameleon import ChameleonVQVAE
 
     config = config_class(values, folder)
     text, vq = tokenizer_of(texts, config.vocab_size, folder), config.vq_config
     codes, table = code_ids(config.vocabulary_map or {}, code_of, vq.num_embeddings, folder)
     ids, side = Span(codes.start, codes.stop), vq.resolution // 2 ** (len(vq.channel_multiplier) - 1)
-    codec = VQPictures(ChameleonVQVAE(vq), processor_of(texts, ChameleonImageProcessor, folder), len(codes), to_codes, None)
+    codec = codec_of(vq, processor_of(texts, ChameleonImageProcessor, folder))
     layout = CodesLayout(
         token(text.tokenizer, "<racm3:break>", folder), ids, token(text.tokenizer, "<eoss>", folder), table=table, sizes=((1, side, side),), flat=True
     )
@@ -40,6 +39,12 @@ def build(values: dict, texts: Mapping[str, str], folder: Path) -> tuple[GPT, Re
     gpt = GPT(decoder, ports, config.vocab_size, begin_of(text, config, texts), config.max_position_embeddings, tied)
     found = {**keys(decoder, config.vocab_size, tied), **own(codec.model, "codecs.image.model", "model.vqmodel")}
     return gpt, Released(config.model_type, values, found, texts, (*IGNORED, "lm_head.weight") if tied else IGNORED)
+
+
+def codec_of(config, processor) -> VQPictures:
+    from transformers.models.chameleon.modeling_chameleon import ChameleonVQVAE
+
+    return VQPictures(ChameleonVQVAE(config), processor, config.num_embeddings, to_codes, None)
 
 
 def code_of(name: str) -> int | None:

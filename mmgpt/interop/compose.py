@@ -1,13 +1,13 @@
 """Pretrained parts -> one GPT: a text model's decoder, a tower to read with, a codec to write with; each frozen, adapted or trained."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
-from mmgpt.encoders.codes import Table
 from mmgpt.errors import InputError
 from mmgpt.interop.parts import ImageTower, WhisperTower
 from mmgpt.layout import CodesLayout, Span, VectorsLayout
@@ -31,7 +31,19 @@ class Policy:
 
 
 FROZEN, LORA, TRAINED = Policy("frozen"), Policy("lora"), Policy("trained")
+PARTS = {"image_in": "image", "image_out": "image", "audio_in": "audio"}  # part -> its port
 POLICY = {"decoder": LORA, "table": TRAINED, "tower": FROZEN, "projector": TRAINED}
+
+
+@dataclass(frozen=True)
+class Composed:
+    """What a composed model is made of, without its weights: what `mmgpt.save` writes and `mmgpt.load` builds it of again."""
+
+    decoder: object  # the config of the decoder's own model: NativeConfig, Released or Composed; None where it was built by hand
+    parts: Mapping[str, Mapping]  # image_in, image_out, audio_in -> its kind and what it is built of, see `composed.facts_of`
+    image_grid: Grid | None
+    policy: Mapping[str, Policy]
+    left_out: str = ""  # the artist that the model was trained without, so that an evaluation can refuse another
 
 
 def compose(
@@ -42,24 +54,38 @@ def compose(
     image_grid: Grid | None = None,
     policy: Mapping[str, Policy] = POLICY,
 ) -> GPT:
-    """The decoder's GPT with ports for pictures and sound.
+    """The decoder's GPT with ports for pictures and sound. `mmgpt.save` writes it, `mmgpt.load` opens it again.
 
     image_in   a tower (`ImageTower`, `FeatureTower`, any encoder) or the folder of one      image_out  a codec of pictures
     audio_in   a tower of sound or the folder of one                                         image_grid the size that is drawn, in codes
     policy     what is trained, by part: decoder, table, tower, projector
     """
     from mmgpt.hub import load
+    from mmgpt.interop.composed import facts_of
 
     gpt = load(decoder) if isinstance(decoder, (str, Path)) else decoder
     unknown = set(policy) - set(POLICY)
     if unknown:
         raise InputError(f"policy for {sorted(unknown)[0]!r}: the parts are {', '.join(POLICY)}")
-    if image_in is None and image_out is None and audio_in is None:
-        raise InputError("0 parts to compose with the decoder: pass image_in, image_out or audio_in")
-    width, used = gpt.decoder.config.width, gpt.table.num_embeddings
     image_in = ImageTower.load(image_in) if isinstance(image_in, (str, Path)) else image_in
     audio_in = WhisperTower.load(audio_in) if isinstance(audio_in, (str, Path)) else audio_in
-    ports = dict(gpt.ports)
+    parts = {name: part for name, part in zip(PARTS, (image_in, image_out, audio_in), strict=True) if part is not None}
+    if not parts:
+        raise InputError("0 parts to compose with the decoder: pass image_in, image_out or audio_in")
+    taken = [name for name in parts if PARTS[name] in gpt.ports]
+    if taken:
+        raise InputError(
+            f"{taken[0]} for a decoder with {len(gpt.ports)} ports, {', '.join(gpt.ports)}: it has one for {PARTS[taken[0]]} already; "
+            f"leave {taken[0]} out, or compose with a model of text alone"
+        )
+    config = Composed(getattr(gpt, "config", None), {name: facts_of(part) for name, part in parts.items()}, image_grid, {**POLICY, **policy})
+    return assembled(gpt, parts, config).eval()
+
+
+def assembled(gpt: GPT, parts: Mapping[str, nn.Module | Codec], config: Composed) -> GPT:
+    """A new GPT with the decoder, the heads and the rows of `gpt`, and ports for the parts."""
+    width, used, ports = gpt.decoder.config.width, gpt.table.num_embeddings, dict(gpt.ports)
+    image_in, image_out, audio_in = (parts.get(name) for name in PARTS)
     if image_in is not None or image_out is not None:
         from mmgpt.native import kind_of_pictures
 
@@ -67,20 +93,21 @@ def compose(
         used = codes.stop
         ports["image"] = Port(
             kind_of_pictures(), fitted(image_in, width), VectorsLayout(begin, end, flat=True) if image_in is not None else None,
-            image_out, CodesLayout(begin, codes, end, flat=True) if image_out is not None else None, image_grid,
+            image_out, CodesLayout(begin, codes, end, flat=True) if image_out is not None else None, config.image_grid,
         )  # fmt: skip
     if audio_in is not None:
         ports["audio"] = Port(Audio, fitted(audio_in, width), VectorsLayout(used, used + 1, whole=False, flat=True))
         used += 2
-    made = GPT(gpt.decoder.config, ports, used, gpt.begin, gpt.max_length, tied=not hasattr(gpt, "output"))
-    made.decoder = gpt.decoder
-    grow(made.table, gpt.table)
-    if hasattr(gpt, "output"):
-        grow(made.output, gpt.output)
-    made.config = None
-    for part in (made.table, made.encoders, made.heads):
-        part.to(gpt.table.weight.device, gpt.table.weight.dtype)
-    return apply(made, {**POLICY, **policy}).eval()
+    with torch.device("meta"):  # what is new is given its values below, the rest is there already
+        made = GPT(gpt.decoder.config, ports, used, gpt.begin, gpt.max_length, tied=not hasattr(gpt, "output"))
+    made.decoder, made.config = gpt.decoder, config
+    for name, head in gpt.heads.items():
+        made.heads[name].load_state_dict(head.state_dict(), assign=True)
+    for name in ("table", "output") if hasattr(gpt, "output") else ("table",):
+        getattr(made, name).weight = nn.Parameter(grown(getattr(gpt, name).weight, used))
+    if not made.table.weight.is_meta:
+        made.encoders.to(made.device, made.table.weight.dtype)
+    return apply(made, config.policy)
 
 
 def fitted(tower: nn.Module | None, width: int) -> nn.Module | None:
@@ -88,14 +115,16 @@ def fitted(tower: nn.Module | None, width: int) -> nn.Module | None:
 
 
 @torch.no_grad()
-def grow(table: Table, old: Table) -> None:
-    """Old rows stay; new ones start near their mean, so that no new id is likelier than a word from the start."""
-    rows = old.weight.float()
-    mean, spread = rows.mean(0), rows.std(0)
-    table.weight[: len(rows)] = old.weight
-    table.weight[len(rows) :] = mean + 0.1 * spread * torch.randn(
-        len(table.weight) - len(rows), len(mean), generator=torch.Generator().manual_seed(0)
-    )
+def grown(old_VD: Float[Tensor, "V D"], count: int) -> Float[Tensor, "W D"]:
+    """`count` rows: the old ones, and new ones near their mean, so that no new id is likelier than a word from the start."""
+    table = old_VD.new_empty(count, old_VD.shape[1])
+    if table.is_meta:
+        return table
+    rows, new = old_VD.float(), count - len(old_VD)
+    noise = torch.randn(new, rows.shape[1], generator=torch.Generator().manual_seed(0)).to(rows.device)
+    table[: len(rows)] = old_VD
+    table[len(rows) :] = rows.mean(0) + 0.1 * rows.std(0) * noise
+    return table
 
 
 def apply(gpt: GPT, policy: Mapping[str, Policy]) -> GPT:
@@ -120,5 +149,30 @@ def adapt(module: nn.Module, rank: int) -> None:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
         raise InputError("LoRA needs the package peft: pip install peft, or choose frozen or trained") from None
+    if adapted(module):
+        raise InputError(f"{adapted(module)} layers have LoRA already, and a second one cannot stand on it: call `merge` first, or choose frozen")
     linear = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear)]
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=linear), module)
+
+
+def adapted(module: nn.Module) -> int:
+    """How many layers have LoRA matrices beside them."""
+    return sum(hasattr(layer, "lora_A") for layer in module.modules())
+
+
+def merge(gpt: GPT) -> GPT:
+    """LoRA's matrices added into the weights beside them, in place: the same numbers from plain layers, which training then leaves alone."""
+    for module in list(gpt.modules()):
+        for name, layer in list(module.named_children()):
+            if hasattr(layer, "lora_A"):
+                layer.merge()
+                setattr(module, name, layer.get_base_layer())
+    if isinstance(gpt.config, Composed):
+        gpt.config = merged(gpt.config)
+    return gpt
+
+
+def merged(config: Composed) -> Composed:
+    policy = {name: replace(p, how="frozen") if p.how == "lora" else p for name, p in config.policy.items()}
+    inner = merged(config.decoder) if isinstance(config.decoder, Composed) else config.decoder
+    return replace(config, decoder=inner, policy=policy)

@@ -26,13 +26,12 @@ NEGATIVE += "normal quality, jpeg artifacts, signature, watermark, username, blu
 
 def build(values: dict, texts: Mapping[str, str], folder: Path) -> tuple[GPT, Released]:
     from transformers.models.emu3.image_processing_emu3 import Emu3ImageProcessor
-    from transformers.models.emu3.modeling_emu3 import Emu3VQVAE
 
     whole = config_class(values, folder)
     config, vq = whole.text_config, whole.vq_config
     text = tokenizer_of(texts, config.vocab_size, folder)
     codes, table = code_ids(whole.vocabulary_map or {}, code_of, vq.codebook_size, folder)
-    codec = VQPictures(Emu3VQVAE(vq), processor_of(texts, Emu3ImageProcessor, folder), len(codes), to_codes, lambda model, codes: model.decode(codes))
+    codec = codec_of(vq, processor_of(texts, Emu3ImageProcessor, folder))
     begin, start, row_end, end_codes, end = (
         token(text.tokenizer, name, folder) for name in ("<|image start|>", "<|image token|>", "<|extra_200|>", "<|extra_201|>", "<|image end|>")
     )
@@ -48,6 +47,12 @@ def build(values: dict, texts: Mapping[str, str], folder: Path) -> tuple[GPT, Re
     gpt = GPT(decoder, ports, config.vocab_size, config.bos_token_id if first is None else first, config.max_position_embeddings, tied)
     found = {**keys(decoder, config.vocab_size, tied, "text_model.model.", "text_model."), **own(codec.model, "codecs.image.model", "vqmodel")}
     return gpt, Released(whole.model_type, values, found, texts)
+
+
+def codec_of(config, processor) -> VQPictures:
+    from transformers.models.emu3.modeling_emu3 import Emu3VQVAE
+
+    return VQPictures(Emu3VQVAE(config), processor, config.codebook_size, to_codes, lambda model, codes: model.decode(codes))
 
 
 def code_of(name: str) -> int | None:

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mmgpt.checkpoint import parsed
-from mmgpt.encoders.audio import FRAME, line, mono
+from mmgpt.encoders.audio import frames
 from mmgpt.errors import CheckpointError, InputError
 from mmgpt.interop.pictures import processor_of
 from mmgpt.interop.released import TEXTS, text_of
@@ -46,8 +46,7 @@ class Gemma4Sound(nn.Module):
         self.embedder, self.max_seconds = embedder, max_seconds
 
     def prepare(self, value: Audio, /) -> Prepared:
-        sound_N = mono(value, self.max_seconds)
-        return line(nn.functional.pad(sound_N, (0, -len(sound_N) % FRAME)).reshape(-1, FRAME))
+        return frames(value, self.max_seconds)
 
     def forward(self, prepared: Prepared, /) -> Float[Tensor, "N D"]:
         return self.embedder(prepared.values_NF)

@@ -17,7 +17,8 @@ from mmgpt.decoders.heads import MLPHead
 from mmgpt.encoders.text import TextCodec
 from mmgpt.errors import GuidanceError
 from mmgpt.generate.sampling import Sampling
-from mmgpt.interop.pictures import TowerEncoder, VQPictures, own, processor_of, token
+from mmgpt.interop.parts import ImageTower
+from mmgpt.interop.pictures import VQPictures, own, processor_of, token
 from mmgpt.interop.released import Released
 from mmgpt.interop.text import begin_of, config_class, decoder_of, keys, text_port, tokenizer_of
 from mmgpt.layout import CodesLayout, Span, VectorsLayout
@@ -48,8 +49,8 @@ def build(values: dict, texts: Mapping[str, str], folder: Path) -> tuple[GPT, Re
     text, processor = tokenizer_of(texts, config.vocab_size, folder), processor_of(texts, JanusImageProcessor, folder)
     begin, end = (token(text.tokenizer, name, folder) for name in ("<begin_of_image>", "<end_of_image>"))
     side, ids = vq.num_patches, Span(config.vocab_size, config.vocab_size + vq.num_embeddings)
-    codec = VQPictures(theirs.JanusVQVAE(vq), processor, vq.num_embeddings, to_codes, lambda model, codes: model.decode(codes.flatten(1)))
-    tower = TowerEncoder(theirs.JanusVisionModel(vision), theirs.JanusVisionAlignerMLP(vision), processor, vision.image_size, vision.patch_size)
+    codec, aligner = codec_of(vq, processor), theirs.JanusVisionAlignerMLP(vision)
+    tower = ImageTower(theirs.JanusVisionModel(vision), processor, vision.image_size, vision.patch_size, aligner)
     said = parsed(texts.get("generation_config.json", "{}"), "generation_config.json")
     pad = said.get("pad_token_id", config.pad_token_id)
     ports = {
@@ -71,6 +72,12 @@ def build(values: dict, texts: Mapping[str, str], folder: Path) -> tuple[GPT, Re
     found |= own(head.hidden, "heads.image.hidden", "model.generation_head.proj_out")
     found |= own(head.out, "heads.image.out", "model.generation_head.vision_head")
     return gpt, Released(whole.model_type, values, found, texts, ("lm_head.weight",) if tied else ())
+
+
+def codec_of(config, processor) -> VQPictures:
+    from transformers.models.janus.modeling_janus import JanusVQVAE
+
+    return VQPictures(JanusVQVAE(config), processor, config.num_embeddings, to_codes, lambda model, codes: model.decode(codes.flatten(1)))
 
 
 def to_codes(model, pixels):

@@ -3,6 +3,7 @@
 Only safetensors are read, and no code but transformers' own runs.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mmgpt.encoders.audio import RATE, line, mono
+from mmgpt.encoders.places import on_grid
 from mmgpt.errors import CheckpointError, InputError
+from mmgpt.interop.pictures import plain, processor_again
+from mmgpt.interop.text import config_class
 from mmgpt.types import Audio, Prepared
 
 IMAGE_TOWERS = {"siglip": "SiglipVisionModel", "siglip_vision_model": "SiglipVisionModel", "siglip2": "Siglip2VisionModel"}
+IMAGE_TOWERS |= {"siglip2_vision_model": "Siglip2VisionModel"}
 IMAGE_TOWERS |= {"clip": "CLIPVisionModel", "clip_vision_model": "CLIPVisionModel", "dinov2": "Dinov2Model"}
 SOUND_CODECS = {"mimi": "MimiModel", "encodec": "EncodecModel", "dac": "DacModel"}
 LOCAL = {"use_safetensors": True, "trust_remote_code": False}
@@ -35,6 +40,15 @@ def model_of(folder: str | Path, known: dict[str, str], what: str) -> nn.Module:
     raise CheckpointError(f"{folder} is a {kind}, no {what} that is known: {', '.join(sorted(known))}")
 
 
+def built(values: Mapping, known: dict[str, str], what: str, place: Path) -> nn.Module:
+    """transformers' model of a known kind by its config, without the weights that it had."""
+    import transformers
+
+    if values.get("model_type") not in known:
+        raise CheckpointError(f"{place}: {what} of model_type {values.get('model_type')!r}: known are {', '.join(sorted(known))}")
+    return getattr(transformers, known[values["model_type"]])(config_class(values, place)).eval()
+
+
 class Projector(nn.Sequential):
     """Two layers from a part's width to the decoder's (Liu et al., 2023, LLaVA-1.5, arXiv:2310.03744)."""
 
@@ -43,11 +57,13 @@ class Projector(nn.Sequential):
 
 
 class ImageTower(nn.Module):
-    """Square pictures -> the tower's patch vectors, projected. `width` is the tower's, the projector comes with `fit`."""
+    """Square pictures -> the tower's patch vectors, projected. `width` is the tower's; without a projector one comes with `fit`."""
 
-    def __init__(self, tower: nn.Module, processor, side: int, patch: int):
+    def __init__(self, tower: nn.Module, processor, side: int, patch: int, projector: nn.Module | None = None):
         super().__init__()
         self.tower, self.processor, self.side, self.rows, self.width = tower, processor, side, side // patch, tower.config.hidden_size
+        if projector is not None:
+            self.projector = projector
 
     @classmethod
     def load(cls, folder: str | Path) -> "ImageTower":
@@ -58,6 +74,16 @@ class ImageTower(nn.Module):
         processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
         return cls(model, processor, side, patch)
 
+    def facts(self) -> dict | None:
+        """What it is built of, but for its weights; None where the tower is of a kind that `of` cannot build."""
+        known = self.tower.config.model_type in IMAGE_TOWERS
+        return {"config": plain(self.tower.config), "processor": plain(self.processor)} if known else None
+
+    @classmethod
+    def of(cls, facts: Mapping, place: Path) -> "ImageTower":
+        model = built(facts["config"], IMAGE_TOWERS, "image tower", place)
+        return cls(model, processor_again(facts["processor"], place), model.config.image_size, model.config.patch_size)
+
     def fit(self, width: int) -> "ImageTower":
         self.projector = Projector(self.width, width)
         return self
@@ -66,7 +92,7 @@ class ImageTower(nn.Module):
         pixels = self.processor(images=value.convert("RGB"), return_tensors="pt")["pixel_values"][0]
         if pixels.shape != (3, self.side, self.side):
             raise InputError(f"the processor makes pictures of {tuple(pixels.shape)}, the tower reads (3, {self.side}, {self.side})")
-        return on_grid(pixels.reshape(self.rows**2, -1), self.rows, self.rows)
+        return on_grid(pixels.reshape(self.rows**2, -1), (1, self.rows, self.rows))
 
     def features(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B N E"]:
         """One vector a patch; what some towers put before them (class and register vectors) is left out."""
@@ -91,10 +117,8 @@ class FeatureTower(ImageTower):
     def prepare(self, value: Image.Image, /) -> Prepared:
         resized = value.convert("RGB").resize((self.side, self.side), Image.Resampling.BICUBIC)
         pixels = rearrange((torch.from_numpy(np.array(resized)).float() / 255 - self.mean) / self.std, "h w c -> c h w")
-        if not self.early:
-            return on_grid(pixels.reshape(self.rows**2, -1), self.rows, self.rows)
         with torch.no_grad():
-            return on_grid(self.features(pixels[None])[0], self.rows, self.rows)
+            return on_grid(self.features(pixels[None])[0] if self.early else pixels.reshape(self.rows**2, -1), (1, self.rows, self.rows))
 
     def features(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B N E"]:
         return rearrange(self.tower(pixels), "b c h w -> b (h w) c")
@@ -103,11 +127,6 @@ class FeatureTower(ImageTower):
         if self.early:
             return self.projector(prepared.values_NF.to(next(self.projector.parameters())))
         return super().forward(prepared)
-
-
-def on_grid(values_NF: Float[Tensor, "N F"], rows: int, columns: int) -> Prepared:
-    place = torch.cartesian_prod(torch.zeros(1, dtype=torch.long), torch.arange(rows), torch.arange(columns))
-    return Prepared(values_NF, place, ((1, rows, columns),))
 
 
 class WhisperTower(nn.Module):
@@ -125,6 +144,17 @@ class WhisperTower(nn.Module):
 
         model = model_of(folder, {"whisper": "WhisperModel"}, "sound tower")
         return cls(model.encoder, WhisperFeatureExtractor.from_pretrained(folder))
+
+    def facts(self) -> dict:
+        return {"config": plain(self.encoder.config), "extractor": plain(self.extractor), "max_seconds": self.max_seconds}
+
+    @classmethod
+    def of(cls, facts: Mapping, place: Path) -> "WhisperTower":
+        from transformers import WhisperFeatureExtractor
+
+        extractor = {key: value for key, value in facts["extractor"].items() if not key.endswith("_type")}
+        model = built(facts["config"], {"whisper": "WhisperModel"}, "sound tower", place)
+        return cls(model.encoder, WhisperFeatureExtractor(**extractor), facts["max_seconds"])
 
     def fit(self, width: int) -> "WhisperTower":
         self.projector = Projector(self.width, width)

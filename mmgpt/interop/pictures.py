@@ -1,5 +1,6 @@
-"""Picture parts of transformers in our contracts: a VQ model as codec, a vision tower as encoder. Pictures are prepared by their own processors."""
+"""A VQ model of transformers -> a codec of pictures in our contract. Pictures are prepared by the checkpoint's own processor."""
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -11,8 +12,8 @@ from torch import Tensor, nn
 
 from mmgpt.checkpoint import parsed
 from mmgpt.errors import CheckpointError, InputError
-from mmgpt.interop.released import KeyMap
-from mmgpt.types import Prepared
+from mmgpt.interop.released import KeyMap, family_of
+from mmgpt.interop.text import config_class
 
 
 class VQPictures(nn.Module):
@@ -28,6 +29,16 @@ class VQPictures(nn.Module):
     ):
         super().__init__()
         self.model, self.processor, self.num_codes, self.to_codes, self.to_pixels = model, processor, num_codes, to_codes, to_pixels
+
+    def facts(self) -> dict:
+        """What it is built of, but for its weights."""
+        return {"config": plain(self.model.config), "processor": plain(self.processor)}
+
+    @staticmethod
+    def of(facts: Mapping, place: Path) -> "VQPictures":
+        config = config_class(facts["config"], place)
+        family = family_of({"model_type": config.model_type.removesuffix("_vqgan")}, place)
+        return family.codec_of(config, processor_again(facts["processor"], place))
 
     @property
     def weight(self) -> Tensor:
@@ -53,31 +64,26 @@ def shown(pixels: Float[Tensor, "3 H W"], processor) -> Image.Image:
     return Image.fromarray(values.permute(1, 2, 0).contiguous().numpy())
 
 
-class TowerEncoder(nn.Module):
-    """A vision tower and its projector: one vector a patch, of square pictures of one size."""
-
-    def __init__(self, tower: nn.Module, projector: nn.Module, processor, side: int, patch: int):
-        super().__init__()
-        self.tower, self.projector, self.processor, self.side, self.patches = tower, projector, processor, side, side // patch
-
-    def prepare(self, value: Image.Image) -> Prepared:
-        pixels = self.processor(images=value.convert("RGB"), return_tensors="pt")["pixel_values"][0]
-        if pixels.shape != (3, self.side, self.side):
-            raise InputError(f"the processor makes pictures of {tuple(pixels.shape)}, the tower reads (3, {self.side}, {self.side})")
-        count = self.patches**2
-        place = torch.from_numpy(np.stack(np.unravel_index(np.arange(count), (1, self.patches, self.patches)), -1))
-        return Prepared(pixels.reshape(count, -1), place, ((1, self.patches, self.patches),))
-
-    def forward(self, prepared: Prepared) -> Float[Tensor, "N D"]:
-        weight = next(self.tower.parameters())
-        pixels = prepared.values_NF.reshape(-1, 3, self.side, self.side).to(weight)
-        return self.projector(self.tower(pixels).last_hidden_state).flatten(0, 1)
-
-
 def processor_of(texts: Mapping[str, str], kind: type, folder: Path):
     """The checkpoint's own way to prepare pictures, its numbers from preprocessor_config.json."""
     values = parsed(texts.get("preprocessor_config.json", "{}"), f"{folder / 'preprocessor_config.json'}")
     return kind(**{k: v for k, v in values.items() if not k.endswith("_type") and k not in ("auto_map", "processor_class")})
+
+
+def processor_again(values: Mapping, place: Path):
+    """transformers' own image processor of the name and the numbers that `plain` wrote down."""
+    import transformers
+
+    kind = getattr(transformers, str(values.get("image_processor_type")), None)
+    if not isinstance(kind, type) or not issubclass(kind, transformers.ImageProcessingMixin):
+        raise CheckpointError(f"{place}: {values.get('image_processor_type')!r} is no image processor of this transformers: install a newer one")
+    return processor_of({"preprocessor_config.json": json.dumps(dict(values))}, kind, place)
+
+
+def plain(settings) -> dict:
+    """A config or a processor of transformers as JSON holds it, with its defaults, without the place that it came from."""
+    found = json.loads(settings.to_json_string(use_diff=False) if hasattr(settings, "to_diff_dict") else settings.to_json_string())
+    return {key: value for key, value in found.items() if key != "_name_or_path"}
 
 
 def own(module: nn.Module, ours: str, theirs: str) -> KeyMap:

@@ -8,6 +8,7 @@ import json
 import shutil
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import partial
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from mmgpt.checkpoint import parsed, replace_folder, sync_folder
 from mmgpt.errors import CheckpointError
-from mmgpt.interop.shards import INDEX, Place, places
+from mmgpt.interop.shards import INDEX, Maps, Place, joined, places
 from mmgpt.model import GPT
 
 FAMILIES = dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), "mmgpt.interop.text")  # model_type -> module with `build`
@@ -42,7 +43,6 @@ class Released:
     keys: KeyMap
     texts: Mapping[str, str] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()  # endings of their tensors that hold nothing of their own
-    left_out: str = ""
 
 
 def load(folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> GPT:
@@ -50,9 +50,8 @@ def load(folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dt
     folder = Path(folder)
     values = config_of(folder)
     texts = {name: text_of(folder / name) for name in TEXTS if (folder / name).is_file()}
-    build: Callable[[dict, Mapping[str, str], Path], tuple[GPT, Released]] = import_module(FAMILIES[values["model_type"]]).build
     with torch.device("meta"):
-        gpt, released = build(values, texts, folder)
+        gpt, released = family_of(values, folder).build(values, texts, folder)
     gpt.config = released
     found = places(folder)
     check(gpt, released, found, folder)
@@ -62,10 +61,13 @@ def load(folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dt
 
 
 def config_of(folder: Path) -> dict:
-    """config.json, if it is of a family we know and asks for no code of its own."""
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder} has neither manifest.json nor config.json: pass the folder of a model")
-    values = parsed(text_of(folder / "config.json"), f"{folder / 'config.json'}")
+    return parsed(text_of(folder / "config.json"), f"{folder / 'config.json'}")
+
+
+def family_of(values: Mapping, folder: Path):
+    """The module that knows the family of a config.json, if it asks for no code of its own."""
     kind = values.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
         close = get_close_matches(str(kind), FAMILIES, 1)
@@ -76,7 +78,7 @@ def config_of(folder: Path) -> dict:
             f"{folder}: config.json asks for code of its own ({', '.join(values['auto_map'])}), and no code from a checkpoint is ever run: "
             "pass the checkpoint that is made for transformers itself"
         )
-    return values
+    return import_module(FAMILIES[kind])
 
 
 def text_of(path: Path) -> str:
@@ -97,7 +99,9 @@ def named_dtype(values: dict) -> torch.dtype | None:
 def check(gpt: GPT, released: Released, found: Mapping[str, Place], folder: Path) -> None:
     """Every tensor of ours has its parts, of the right shapes, and nothing is left over."""
     wanted = gpt.state_dict()
-    theirs = {name for parts in released.keys.values() for name, _ in parts}
+    listed = [name for parts in released.keys.values() for name, _ in parts]
+    theirs = set(listed)
+    assert len(theirs) == len(listed), f"the key map of {released.model_type} names a tensor twice: two of ours would share its memory"
     for name in sorted(theirs - found.keys()):
         raise CheckpointError(f"{folder}: tensor {name} is missing, {len(theirs - found.keys())} in all: copy the checkpoint again")
     for name in sorted(n for n in found.keys() - theirs if not n.endswith(released.ignored or "\0")):
@@ -114,17 +118,22 @@ def check(gpt: GPT, released: Released, found: Mapping[str, Place], folder: Path
 
 
 def fill(gpt: GPT, released: Released, found: Mapping[str, Place], device: torch.device, dtype: torch.dtype) -> None:
-    """Takes the memory and reads each part to where it belongs."""
+    """Each tensor as it lies in its file, where it can be used so; else takes memory and reads its parts to where they belong."""
+    maps, apart = Maps(), []
     for ours, tensor in list(gpt.state_dict(keep_vars=True).items()):
         home, _, leaf = ours.rpartition(".")
-        made = torch.empty(tensor.shape, dtype=dtype if tensor.is_floating_point() else tensor.dtype, device=device)
+        kind, whole = dtype if tensor.is_floating_point() else tensor.dtype, joined([found[name] for name, _ in released.keys[ours]])
+        made = None if whole is None else maps.view(whole, kind, device)
+        if made is None:
+            made = torch.empty(tensor.shape, dtype=kind, device=device)
+            apart += [(found[name], part) for part, name in parts_of(made, released.keys[ours])]
         owner = gpt.get_submodule(home)
         if isinstance(tensor, nn.Parameter):
             setattr(owner, leaf, nn.Parameter(made, tensor.requires_grad))
         else:
             setattr(owner, leaf, made)
-        for part, name in parts_of(made, released.keys[ours]):
-            found[name].read(part)
+    with ThreadPoolExecutor(min(4, torch.get_num_threads())) as pool:  # what takes the time is memory that is used for the first time
+        list(pool.map(lambda pair: pair[0].read(pair[1]), apart))
     for module in gpt.modules():
         refresh(module, device)
 
@@ -157,6 +166,11 @@ def export(gpt: GPT, folder: str | Path, dtype: torch.dtype | None = None) -> Pa
     folder, released = Path(folder), gpt.config
     if not isinstance(released, Released):
         raise CheckpointError("this model is mmgpt's own and has no format of others: use mmgpt.save")
+    if gpt.state_dict().keys() != released.keys.keys():
+        raise CheckpointError(
+            f"{len(gpt.state_dict())} tensors, a {released.model_type} with this config.json has {len(released.keys)}: "
+            "where LoRA stands beside its layers, call mmgpt.interop.compose.merge first"
+        )
     if folder.exists() and any(folder.iterdir()) and not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder} exists and is no checkpoint: nothing of it was touched; choose another folder")
     fresh = folder.with_name(f"{folder.name}.new-{uuid.uuid4().hex[:8]}")

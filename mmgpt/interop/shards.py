@@ -1,14 +1,15 @@
-"""A folder of safetensors files -> where each tensor lies -> its bytes, read straight into the memory where they are used.
+"""A folder of safetensors files -> where each tensor lies -> the tensor: the file's own memory, or read straight to where it belongs.
 
-The format: 8 bytes of header length, a JSON header, the tensors' bytes (huggingface.co/docs/safetensors). It is read here, not by its
-library, since that maps whole files into memory: parts that are joined on the way (q, k, v) would then be held twice.
+The format: 8 bytes of header length, a JSON header, the tensors' bytes (huggingface.co/docs/safetensors). Tensors that are used as they lie
+are mapped, without a copy; neighbours that are one matrix here (gate, up) as one. The rest (q, k, v: others lie between them) is read to
+its place. Its own library would map those too, so that what is joined on the way were held twice.
 """
 
 import json
 import math
 import struct
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -45,6 +46,33 @@ class Place:
             raise CheckpointError(f"{self.file} ended after {found} of {self.bytes} bytes of a tensor: {AGAIN}")
         if not direct:
             target.copy_(buffer)
+
+
+def joined(parts: Sequence[Place]) -> Place | None:
+    """Tensors that follow each other in one file, as one tensor with the rows of all; None where they do not."""
+    first, rows = parts[0], sum(part.shape[0] for part in parts if part.shape)
+    for before, part in zip(parts, parts[1:], strict=False):
+        if (part.file, part.offset, part.dtype) != (first.file, before.offset + before.bytes, first.dtype):
+            return None
+    return first if len(parts) == 1 else replace(first, bytes=sum(part.bytes for part in parts), shape=(rows, *first.shape[1:]))
+
+
+class Maps:
+    """Files as memory that is shared with the file cache until it is written to: such a page is copied first, and no file ever changes.
+
+    Whoever replaces a file while a model lies in it must rename a new one over it, as `export` does: what is cut short in place is lost.
+    """
+
+    def __init__(self):
+        self.files: dict[Path, Tensor] = {}
+
+    def view(self, place: Place, dtype: torch.dtype, device: torch.device) -> Tensor | None:
+        """The tensor where it lies; None where another type or device is asked for, or its bytes lie askew."""
+        if place.dtype != dtype or device.type != "cpu" or place.offset % dtype.itemsize:
+            return None
+        if place.file not in self.files:
+            self.files[place.file] = torch.from_file(str(place.file), shared=False, size=place.file.stat().st_size, dtype=torch.uint8)
+        return self.files[place.file][place.offset : place.offset + place.bytes].view(dtype).view(place.shape)
 
 
 def places(folder: Path) -> dict[str, Place]:
@@ -97,7 +125,13 @@ def header(file: Path) -> dict[str, Place]:
             if isinstance(error, CheckpointError):
                 raise
             raise CheckpointError(f"{file}: its header is damaged: {AGAIN}") from None
-    end = max((place.offset + place.bytes for place in found.values()), default=8 + length)
+    end = 8 + length
+    for name, place in sorted(found.items(), key=lambda item: (item[1].offset, item[1].bytes)):
+        if place.offset != end:
+            raise CheckpointError(
+                f"{file}: tensor {name} lies at byte {place.offset}, the one before it ends at {end}: its header is damaged; {AGAIN}"
+            )
+        end += place.bytes
     if end != size:
         raise CheckpointError(f"{file} has {size} bytes, its header says {end}: it was cut short or changed; {AGAIN}")
     return found

@@ -31,7 +31,7 @@ def build(values: dict, texts: Mapping[str, str], folder: Path) -> tuple[GPT, Re
     return gpt, Released(config.model_type, values, keys(decoder, config.vocab_size, tied), texts, ignored)
 
 
-def config_class(values: dict, folder: Path):
+def config_class(values: Mapping, folder: Path):
     """transformers' own reading of the values, with its defaults."""
     from transformers import CONFIG_MAPPING
 
@@ -39,12 +39,12 @@ def config_class(values: dict, folder: Path):
         config = CONFIG_MAPPING[values["model_type"]](**{k: v for k, v in values.items() if k != "model_type"})
     except Exception as error:  # whatever its validation raises
         raise CheckpointError(f"{folder}: config.json does not fit a {values['model_type']} ({str(error).splitlines()[0]})") from None
-    if getattr(config, "hidden_act", "silu") != "silu":
-        raise CheckpointError(f"{folder}: hidden_act={config.hidden_act!r} is not supported: known is 'silu'")
     return config
 
 
 def decoder_of(config, folder: Path) -> DecoderConfig:
+    if getattr(config, "hidden_act", "silu") != "silu":
+        raise CheckpointError(f"{folder}: hidden_act={config.hidden_act!r} is not supported: known is 'silu'")
     heads = config.num_attention_heads
     bias = bool(getattr(config, "attention_bias", False))
     frequencies, gain = scaled_rope(config, folder)

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -30,8 +30,7 @@ def write_folder(path: str | Path, tensors: Mapping[str, Mapping[str, Tensor]], 
     from safetensors.torch import save
 
     path = Path(path)
-    if path.exists() and not (path / MANIFEST).is_file() and not (path.is_dir() and not any(path.iterdir())):
-        raise CheckpointError(f"{path} exists and is no checkpoint: nothing of it was touched; choose another folder")
+    refuse_foreign(path, lambda name: name == MANIFEST or name in read_manifest(path)["files"], MANIFEST)
     fresh = path.with_name(f"{path.name}.new-{uuid.uuid4().hex[:8]}")
     try:
         fresh.mkdir(parents=True)
@@ -50,6 +49,19 @@ def write_folder(path: str | Path, tensors: Mapping[str, Mapping[str, Tensor]], 
     finally:
         shutil.rmtree(fresh, ignore_errors=True)  # gone already where all went well
     return path
+
+
+def refuse_foreign(path: Path, ours: Callable[[str], bool], mark: str) -> None:
+    """A folder that is to be replaced must be a checkpoint, with a file named `mark`, and hold nothing else."""
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    if not (path / mark).is_file():
+        raise CheckpointError(f"{path} exists and is no checkpoint: nothing of it was touched; choose another folder")
+    foreign = sorted(entry.name for entry in path.iterdir() if not ours(entry.name))
+    if foreign:
+        raise CheckpointError(
+            f"{path} holds {foreign[0]}, {len(foreign)} in all, of which no checkpoint knows: nothing was touched; choose another folder"
+        )
 
 
 def flush(path: Path, data: bytes) -> dict[str, str | int]:

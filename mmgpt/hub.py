@@ -23,9 +23,17 @@ def find(name_or_folder: str | Path) -> Path:
     shipped = sorted(p.name for p in SHIPPED.iterdir() if p.is_dir()) if SHIPPED.is_dir() else []
     if str(name_or_folder) in shipped:
         return SHIPPED / str(name_or_folder)
-    folder = Path(name_or_folder)
-    if not folder.is_dir():
-        if isinstance(name_or_folder, str) and HUB_ID.fullmatch(name_or_folder):
+    if not isinstance(name_or_folder, (str, Path)):
+        raise InputError(f"a checkpoint of type {type(name_or_folder).__name__}: pass its name, folder or hub id")
+    folder = Path(name_or_folder).expanduser()
+    if folder.is_dir():
+        if (folder / "log.jsonl").is_file() and (folder / "last").is_dir():
+            ready = (folder / "final").is_dir()
+            hint = f"pass {folder / 'final'}" if ready else "its model is not finished; resume=true goes on"
+            raise CheckpointError(f"{folder} is the folder of a run, not of a model: {hint}")
+    else:
+        local = folder.parent.is_dir() and folder.parent != Path(".")  # runs/mine is no hub id where there is a folder runs
+        if isinstance(name_or_folder, str) and HUB_ID.fullmatch(name_or_folder) and not local:
             return fetched(name_or_folder)
         raise CheckpointError(
             f"no checkpoint {str(name_or_folder)!r}: pass a folder, a hub id (owner/name), "
@@ -47,25 +55,45 @@ def fetched(hub_id: str) -> Path:
 def load(
     name_or_folder: str | Path,
     device: torch.device | str = "cpu",
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     parts: Mapping[str, nn.Module | Codec] | None = None,
 ) -> GPT:
     """mmgpt.load("emoji"); the folder of a checkpoint that mmgpt wrote, or of a released model in transformers' format; a hub id.
 
     `parts` are those of a composed model that no folder can hold, by name: {"image_in": tower}.
     """
+    device, dtype = device_of(device), dtype_of(dtype)
     folder = find(name_or_folder)
     if (folder / MANIFEST).is_file() or not (folder / "config.json").is_file():
         kind = kind_of(folder)
         if parts and kind != "composed":
             raise InputError(f"{len(parts)} parts for {folder}, a checkpoint of kind {kind!r}: only a composed one takes them; leave parts out")
         gpt = import_module(KINDS[kind]).load(folder, device, **({"parts": parts} if parts else {}))
-        return gpt if dtype is None else gpt.to(dtype)
+        if dtype is not None:
+            gpt.to(dtype).codecs.float()  # codecs stay exact: rounded, they would be other codes
+        return gpt
     if parts:
         raise InputError(f"{len(parts)} parts for {folder}, a released model: only a composed one takes them; leave parts out")
     from mmgpt.interop.released import load as load_released
 
     return load_released(folder, device, dtype)
+
+
+def device_of(device: torch.device | str) -> torch.device:
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise InputError(f'device={device!r}: use "cpu", "cuda" or "cuda:1"') from None
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"device={device!r}: this machine shows {torch.cuda.device_count()} CUDA devices to torch; leave device out")
+    return found
+
+
+def dtype_of(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if found is not None and not (isinstance(found, torch.dtype) and found.is_floating_point) or (found is None and dtype is not None):
+        raise InputError(f"dtype={dtype!r}: use torch.float32, torch.bfloat16 or torch.float16")
+    return found
 
 
 def kind_of(folder: Path) -> str:

@@ -12,9 +12,11 @@ import pytest
 import torch
 from tiny import gap, picture, tiny_gpt
 
+import mmgpt
 from mmgpt import checkpoint, native
 from mmgpt.checkpoint import FORMAT, MANIFEST, read_folder, write_folder
 from mmgpt.errors import CheckpointError, InputError
+from mmgpt.native import save
 from mmgpt.train.codec import load_codec, save_codec
 
 TENSORS = {"a.safetensors": {"x": torch.arange(6.0).view(2, 3), "n": torch.tensor(7)}, "b.safetensors": {"y": torch.ones(2, dtype=torch.bfloat16)}}
@@ -171,6 +173,45 @@ def test_no_checkpoint_at_all(tmp_path):
         refused(path, "has no manifest.json")
     (tmp_path / MANIFEST).mkdir()
     refused(tmp_path, "has no manifest.json")
+
+
+def test_a_folder_with_other_things_is_not_replaced(folder):
+    (folder / "precious.txt").write_text("mine")
+    with pytest.raises(CheckpointError, match="holds precious.txt, 1 in all.*nothing was touched"):
+        write_folder(folder, TENSORS, TEXTS)
+    (folder / MANIFEST).write_text('{"name": "a web page"}')  # of another program
+    with pytest.raises(CheckpointError, match="damaged"):
+        write_folder(folder, TENSORS, TEXTS)
+    assert (folder / "precious.txt").read_text() == "mine"
+
+
+def test_where_and_in_what_type_a_model_is_loaded():
+    with pytest.raises(InputError, match="device='gpu'"):
+        mmgpt.load("emoji", device="gpu")
+    with pytest.raises(InputError, match=f"{torch.cuda.device_count()} CUDA devices"):
+        mmgpt.load("emoji", device="cuda:99")
+    for dtype in ("float17", "int8"):
+        with pytest.raises(InputError, match=f"dtype='{dtype}'"):
+            mmgpt.load("emoji", dtype=dtype)
+
+
+def test_a_model_of_half_precision_reads_and_writes(tmp_path):
+    gpt = mmgpt.load(save(tiny_gpt(), tmp_path / "it"), dtype="bfloat16")
+    assert gpt.table.weight.dtype == torch.bfloat16 and gpt.codecs["image"].codec.state_dict().keys()
+    assert all(weight.dtype == torch.float32 for weight in gpt.codecs.parameters())
+    assert isinstance(gpt.caption([picture(1)], grid=(1, 1, 2))[0], str) and gpt.draw(["a cat"])[0].size == (16, 16)
+
+
+def test_a_run_is_no_model(tmp_path):
+    (tmp_path / "last").mkdir()
+    (tmp_path / "log.jsonl").write_text("")
+    with pytest.raises(CheckpointError, match="its model is not finished"):
+        mmgpt.load(tmp_path)
+    (tmp_path / "final").mkdir()
+    with pytest.raises(CheckpointError, match="final"):
+        mmgpt.load(tmp_path)
+    with pytest.raises(CheckpointError, match="no checkpoint 'tests/nowhere'"):  # there is a folder tests: no hub is asked
+        mmgpt.load("tests/nowhere")
 
 
 def test_what_is_hashed_but_no_safetensors(tmp_path):

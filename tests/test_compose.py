@@ -51,6 +51,36 @@ def test_image_towers(kind, tmp_path):
         ImageTower.load(tmp_path)
 
 
+def test_towers_whose_pictures_are_not_as_their_config_says(tmp_path):
+    """Patches that do not divide the side (SigLIP so400m); pictures of another size than it was trained with (DINOv2); transparent ones."""
+    from transformers import BitImageProcessor, Dinov2Config, Dinov2Model, SiglipImageProcessor, SiglipVisionConfig, SiglipVisionModel
+
+    small = SMALL | {"image_size": 20, "patch_size": 6}
+    siglip = SiglipVisionModel(SiglipVisionConfig(**small)), SiglipImageProcessor(size={"height": 20, "width": 20})
+    crop = {"height": 16, "width": 16}
+    dino = Dinov2Model(Dinov2Config(**SMALL | {"image_size": 32})), BitImageProcessor(size={"shortest_edge": 16}, crop_size=crop)
+    for name, (theirs, processor), count in (("siglip", siglip, 9), ("dino", dino, 16)):
+        theirs.eval().save_pretrained(tmp_path / name)
+        with pytest.raises(CheckpointError, match="preprocessor_config.json"):
+            ImageTower.load(tmp_path / name)
+        processor.save_pretrained(tmp_path / name)
+        tower = ImageTower.load(tmp_path / name).fit(8)
+        tower.projector = torch.nn.Identity()
+        clear = Image.new("RGBA", (16, 16), (0, 0, 0, 0))
+        with torch.no_grad():
+            white = processor(images=[picture(1, 16), Image.new("RGB", (16, 16), "white")], return_tensors="pt")["pixel_values"]
+            wanted = theirs(white).last_hidden_state[:, -count:].flatten(0, 1)
+            assert gap(tower(join([tower.prepare(picture(1, 16)), tower.prepare(clear)])), wanted) < 1e-5, name
+
+
+def test_a_tower_keeps_its_projector():
+    tower = FeatureTower(Shades(), 16, 2, 12).fit(8)
+    trained = tower.projector
+    assert tower.fit(8).projector is trained
+    with pytest.raises(InputError, match="a projector to 8 for a decoder of width 16"):
+        tower.fit(16)
+
+
 def test_whisper_tower(tmp_path):
     from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
 
@@ -61,15 +91,15 @@ def test_whisper_tower(tmp_path):
     extractor.save_pretrained(tmp_path)
     tower = WhisperTower.load(tmp_path).fit(8)
     tower.projector = torch.nn.Identity()
-    sounds = [torch.randn(5000) / 5, torch.randn(700) / 5]
+    sounds = [torch.randn(5000) / 5, 0.9 * torch.sin(torch.arange(5000) / 9)]  # the extractor's silence follows the loudness of a clip
     prepared = [tower.prepare(Audio(sound, 16_000)) for sound in sounds]
-    assert [len(p) for p in prepared] == [16, 3]
+    assert [len(p) for p in prepared] == [16, 16]
     with torch.no_grad():
         features = extractor([s.numpy() for s in sounds], sampling_rate=16_000, return_tensors="pt")["input_features"]
-        wanted = theirs.encoder(features[:1]).last_hidden_state[0, :16]
+        wanted = theirs.encoder(features).last_hidden_state
         found = tower(join(prepared))
     # what lies behind the clip is silence there as here; only the last frames see where the two silences meet
-    assert gap(found[:14], wanted[:14]) < 1e-3 and found.shape == (19, 16)
+    assert gap(found[:14], wanted[0, :14]) < 1e-3 and gap(found[16:30], wanted[1, :14]) < 1e-5 and found.shape == (32, 16)
 
 
 def test_sound_codecs(tmp_path):
@@ -287,6 +317,7 @@ def test_a_head_and_a_table_of_the_decoders_own_stay(tmp_path):
     heard = compose(gpt, audio_in=whisper_folder(tmp_path / "ears"), policy={"decoder": FROZEN})
     again = mmgpt.load(mmgpt.save(heard, tmp_path / "saved"))
     assert len({model.draw(["a red"], seed=3)[0].tobytes() for model in (gpt, heard, again)}) == 1
+    assert not any(heard.ports["audio"].reads.begin in span for span in heard.spans.values())  # Janus' codes lie behind the table
     assert all(gap(a, b) == 0 for a, b in zip(shown(heard), shown(again), strict=True))
 
 

@@ -253,4 +253,8 @@ def test_export_is_for_released_models_and_touches_nothing_else(tmp_path, llama)
     (tmp_path / "mine" / "letter.txt").write_text("dear")
     with pytest.raises(CheckpointError, match="no checkpoint: nothing of it was touched"):
         export(mmgpt.load(llama[0]), tmp_path / "mine")
+    (tmp_path / "mine" / "config.json").write_text("{}")  # a clone of a repository: a model and more
+    with pytest.raises(CheckpointError, match="holds letter.txt, 1 in all.*nothing was touched"):
+        export(mmgpt.load(llama[0]), tmp_path / "mine")
+    (tmp_path / "mine" / "config.json").unlink()
     assert [p.name for p in tmp_path.iterdir()] == ["mine"] and (tmp_path / "mine" / "letter.txt").read_text() == "dear"

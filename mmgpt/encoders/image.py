@@ -25,9 +25,11 @@ def pixels_of(image: Image.Image) -> Float[Tensor, "3 H W"]:
 
 def opaque(image: Image.Image) -> Image.Image:
     """Upright RGB, on white where the picture is transparent; refused where it is broken or too big."""
+    from mmgpt.data.pictures import MAX_PIXELS, check_size, open_picture
+
     if type(image) is Image.Image and image.mode == "RGB" and not image.info:
+        check_size("a picture", *image.size, MAX_PIXELS)
         return image  # decoded already, and nothing that could turn it or make it transparent
-    from mmgpt.data.pictures import open_picture
 
     return open_picture(image)
 
@@ -72,7 +74,7 @@ class PatchEncoder(nn.Module):
         return on_grid(values, (1, pixels.shape[1] // self.patch, pixels.shape[2] // self.patch))
 
     def forward(self, prepared: Prepared, /) -> Float[Tensor, "N D"]:
-        return self.map(prepared.values_NF) + self.places(prepared.place_N3)
+        return self.map(prepared.values_NF.to(self.places.tables[0].dtype)) + self.places(prepared.place_N3)
 
 
 class ConvEncoder(PatchEncoder):
@@ -94,7 +96,7 @@ class ConvEncoder(PatchEncoder):
         self.map = nn.Sequential(*layers, nn.GroupNorm(8, widths[-1]), nn.SiLU(), nn.Conv2d(widths[-1], width, 1))
 
     def forward(self, prepared: Prepared, /) -> Float[Tensor, "N D"]:
-        pieces = prepared.values_NF.split([prod(grid) for grid in prepared.grids])
+        pieces = prepared.values_NF.to(self.places.tables[0].dtype).split([prod(grid) for grid in prepared.grids])
         by_size: dict[Grid, list[int]] = {}
         for number, grid in enumerate(prepared.grids):
             by_size.setdefault(grid, []).append(number)

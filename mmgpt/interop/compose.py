@@ -56,6 +56,8 @@ def compose(
 ) -> GPT:
     """The decoder's GPT with ports for pictures and sound. `mmgpt.save` writes it, `mmgpt.load` opens it again.
 
+    Models and towers that are passed are taken over, weights and all, not copied: go on with what is returned.
+
     image_in   a tower (`ImageTower`, `FeatureTower`, any encoder) or the folder of one      image_out  a codec of pictures
     audio_in   a tower of sound or the folder of one                                         image_grid the size that is drawn, in codes
     policy     what is trained, by part: decoder, table, tower, projector
@@ -84,7 +86,8 @@ def compose(
 
 def assembled(gpt: GPT, parts: Mapping[str, nn.Module | Codec], config: Composed) -> GPT:
     """A new GPT with the decoder, the heads and the rows of `gpt`, and ports for the parts."""
-    width, used, ports = gpt.decoder.config.width, gpt.table.num_embeddings, dict(gpt.ports)
+    width, ports = gpt.decoder.config.width, dict(gpt.ports)
+    used = max(gpt.table.num_embeddings, *(span.stop for span in gpt.spans.values()))  # codes with a table of their own lie behind
     image_in, image_out, audio_in = (parts.get(name) for name in PARTS)
     if image_in is not None or image_out is not None:
         from mmgpt.native import kind_of_pictures

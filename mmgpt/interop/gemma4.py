@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mmgpt.checkpoint import parsed
 from mmgpt.encoders.audio import frames
+from mmgpt.encoders.image import opaque
 from mmgpt.errors import CheckpointError, InputError
 from mmgpt.interop.pictures import processor_of
 from mmgpt.interop.released import TEXTS, text_of
@@ -27,7 +28,7 @@ class Gemma4Pictures(nn.Module):
         self.embedder, self.processor = embedder, processor
 
     def prepare(self, value: Image.Image, /) -> Prepared:
-        found = self.processor(images=value.convert("RGB"), return_tensors="pt")
+        found = self.processor(images=opaque(value), return_tensors="pt")
         column_row_N2 = found["image_position_ids"][0]
         keep = (column_row_N2 >= 0).all(-1)
         place = torch.cat([torch.zeros(int(keep.sum()), 1, dtype=torch.long), column_row_N2[keep].flip(-1).long()], -1)

@@ -12,18 +12,20 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mmgpt.encoders.audio import RATE, line, mono
+from mmgpt.encoders.image import opaque
 from mmgpt.encoders.places import on_grid
 from mmgpt.errors import CheckpointError, InputError
 from mmgpt.interop.pictures import plain, processor_again
 from mmgpt.interop.text import config_class
 from mmgpt.types import Audio, Prepared
 
-IMAGE_TOWERS = {"siglip": "SiglipVisionModel", "siglip_vision_model": "SiglipVisionModel", "siglip2": "Siglip2VisionModel"}
-IMAGE_TOWERS |= {"siglip2_vision_model": "Siglip2VisionModel"}
+IMAGE_TOWERS = {"siglip": "SiglipVisionModel", "siglip_vision_model": "SiglipVisionModel"}  # SigLIP 2 of one size is of this kind too
 IMAGE_TOWERS |= {"clip": "CLIPVisionModel", "clip_vision_model": "CLIPVisionModel", "dinov2": "Dinov2Model"}
 SOUND_CODECS = {"mimi": "MimiModel", "encodec": "EncodecModel", "dac": "DacModel"}
+SILENCE, DEEPEST = -1.5, 2.0  # Whisper's log-mel values: those of no sound, and how far the lowest of a clip lie below its highest
 LOCAL = {"use_safetensors": True, "trust_remote_code": False}
 
 
@@ -49,11 +51,28 @@ def built(values: Mapping, known: dict[str, str], what: str, place: Path) -> nn.
     return getattr(transformers, known[values["model_type"]])(config_class(values, place)).eval()
 
 
+def side_of(processor) -> int:
+    """How large the pictures are that a processor makes; square ones alone are read."""
+    with torch.device("cpu"):  # the model may be in the making, without memory
+        height, width = processor(images=Image.new("RGB", (64, 64)), return_tensors="pt")["pixel_values"].shape[-2:]
+    if height != width:
+        raise CheckpointError(f"the processor makes pictures of {width}x{height} pixels: towers of square ones are known")
+    return height
+
+
 class Projector(nn.Sequential):
     """Two layers from a part's width to the decoder's (Liu et al., 2023, LLaVA-1.5, arXiv:2310.03744)."""
 
     def __init__(self, width_in: int, width_out: int):
         super().__init__(nn.LayerNorm(width_in), nn.Linear(width_in, width_out), nn.GELU(), nn.Linear(width_out, width_out))
+
+
+def fit(tower: nn.Module, width: int) -> None:
+    """Gives a tower its projector to the decoder's width; one that it has already stays."""
+    if not hasattr(tower, "projector"):
+        tower.projector = Projector(tower.width, width)
+    elif tower.projector[-1].out_features != width:
+        raise InputError(f"a tower with a projector to {tower.projector[-1].out_features} for a decoder of width {width}: load the tower again")
 
 
 class ImageTower(nn.Module):
@@ -70,9 +89,12 @@ class ImageTower(nn.Module):
         from transformers import AutoImageProcessor
 
         model = model_of(folder, IMAGE_TOWERS, "image tower")
-        side, patch = model.config.image_size, model.config.patch_size
-        processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
-        return cls(model, processor, side, patch)
+        try:
+            processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise CheckpointError(f"{folder} does not say how its pictures are prepared, in preprocessor_config.json ({reason})") from None
+        return cls(model, processor, side_of(processor), model.config.patch_size)
 
     def facts(self) -> dict | None:
         """What it is built of, but for its weights; None where the tower is of a kind that `of` cannot build."""
@@ -82,17 +104,22 @@ class ImageTower(nn.Module):
     @classmethod
     def of(cls, facts: Mapping, place: Path) -> "ImageTower":
         model = built(facts["config"], IMAGE_TOWERS, "image tower", place)
-        return cls(model, processor_again(facts["processor"], place), model.config.image_size, model.config.patch_size)
+        processor = processor_again(facts["processor"], place)
+        return cls(model, processor, side_of(processor), model.config.patch_size)
 
     def fit(self, width: int) -> "ImageTower":
-        self.projector = Projector(self.width, width)
+        fit(self, width)
         return self
 
     def prepare(self, value: Image.Image, /) -> Prepared:
-        pixels = self.processor(images=value.convert("RGB"), return_tensors="pt")["pixel_values"][0]
+        return self.pieces(self.processor(images=opaque(value), return_tensors="pt")["pixel_values"][0])
+
+    def pieces(self, pixels: Float[Tensor, "3 H W"]) -> Prepared:
+        """The picture's pixels as one piece a vector, filled up where they do not divide."""
         if pixels.shape != (3, self.side, self.side):
-            raise InputError(f"the processor makes pictures of {tuple(pixels.shape)}, the tower reads (3, {self.side}, {self.side})")
-        return on_grid(pixels.reshape(self.rows**2, -1), (1, self.rows, self.rows))
+            raise InputError(f"a prepared picture of {tuple(pixels.shape)}, the tower reads (3, {self.side}, {self.side})")
+        values = F.pad(pixels.flatten(), (0, -pixels.numel() % self.rows**2))
+        return on_grid(values.view(self.rows**2, -1), (1, self.rows, self.rows))
 
     def features(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B N E"]:
         """One vector a patch; what some towers put before them (class and register vectors) is left out."""
@@ -100,7 +127,8 @@ class ImageTower(nn.Module):
 
     def forward(self, prepared: Prepared, /) -> Float[Tensor, "N D"]:
         weight = next(self.parameters())
-        pixels = prepared.values_NF.reshape(-1, 3, self.side, self.side).to(weight)
+        values = rearrange(prepared.values_NF, "(b n) f -> b (n f)", n=self.rows**2)[:, : 3 * self.side**2]
+        pixels = values.reshape(-1, 3, self.side, self.side).to(weight)
         return self.projector(self.features(pixels)).flatten(0, 1)
 
 
@@ -115,10 +143,12 @@ class FeatureTower(ImageTower):
         self.tower, self.side, self.rows, self.width, self.mean, self.std, self.early = tower, side, rows, width, mean, std, early
 
     def prepare(self, value: Image.Image, /) -> Prepared:
-        resized = value.convert("RGB").resize((self.side, self.side), Image.Resampling.BICUBIC)
+        resized = opaque(value).resize((self.side, self.side), Image.Resampling.BICUBIC)
         pixels = rearrange((torch.from_numpy(np.array(resized)).float() / 255 - self.mean) / self.std, "h w c -> c h w")
+        if not self.early:
+            return self.pieces(pixels)
         with torch.no_grad():
-            return on_grid(self.features(pixels[None])[0] if self.early else pixels.reshape(self.rows**2, -1), (1, self.rows, self.rows))
+            return on_grid(self.features(pixels[None])[0], (1, self.rows, self.rows))
 
     def features(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B N E"]:
         return rearrange(self.tower(pixels), "b c h w -> b (h w) c")
@@ -157,7 +187,7 @@ class WhisperTower(nn.Module):
         return cls(model.encoder, WhisperFeatureExtractor(**extractor), facts["max_seconds"])
 
     def fit(self, width: int) -> "WhisperTower":
-        self.projector = Projector(self.width, width)
+        fit(self, width)
         return self
 
     def prepare(self, value: Audio, /) -> Prepared:
@@ -170,9 +200,9 @@ class WhisperTower(nn.Module):
     def forward(self, prepared: Prepared, /) -> Float[Tensor, "N D"]:
         weight, found = next(self.encoder.parameters()), []
         length = self.encoder.config.max_source_positions
-        silence = self.extractor(np.zeros(1, np.float32), sampling_rate=RATE, return_tensors="pt")["input_features"].min()
         for values in prepared.values_NF.split([grid[0] for grid in prepared.grids]):
-            whole = torch.cat([values, silence.to(values).expand(length - len(values), values.shape[1])])
+            silence = (values.max() - DEEPEST).clamp(min=SILENCE)  # the extractor cuts each clip so far below its loudest
+            whole = torch.cat([values, silence.expand(length - len(values), values.shape[1])])
             mel = rearrange(whole, "n (m k) -> 1 m (n k)", k=2).to(weight)
             found.append(self.encoder(mel).last_hidden_state[0, : len(values)])
         return self.projector(torch.cat(found))

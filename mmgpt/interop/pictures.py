@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mmgpt.checkpoint import parsed
+from mmgpt.encoders.image import opaque
 from mmgpt.errors import CheckpointError, InputError
 from mmgpt.interop.released import KeyMap, family_of
 from mmgpt.interop.text import config_class
@@ -46,7 +47,7 @@ class VQPictures(nn.Module):
 
     @torch.no_grad()
     def encode(self, value: Image.Image) -> Int[np.ndarray, "h w"]:
-        pixels = self.processor(images=value.convert("RGB"), return_tensors="pt")["pixel_values"]
+        pixels = self.processor(images=opaque(value), return_tensors="pt")["pixel_values"]
         return self.to_codes(self.model, pixels.to(self.weight)).cpu().numpy()
 
     @torch.no_grad()

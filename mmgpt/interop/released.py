@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mmgpt.checkpoint import parsed, replace_folder, sync_folder
+from mmgpt.checkpoint import parsed, refuse_foreign, replace_folder, sync_folder
 from mmgpt.errors import CheckpointError
 from mmgpt.interop.shards import INDEX, Maps, Place, joined, places
 from mmgpt.model import GPT
@@ -171,8 +171,7 @@ def export(gpt: GPT, folder: str | Path, dtype: torch.dtype | None = None) -> Pa
             f"{len(gpt.state_dict())} tensors, a {released.model_type} with this config.json has {len(released.keys)}: "
             "where LoRA stands beside its layers, call mmgpt.interop.compose.merge first"
         )
-    if folder.exists() and any(folder.iterdir()) and not (folder / "config.json").is_file():
-        raise CheckpointError(f"{folder} exists and is no checkpoint: nothing of it was touched; choose another folder")
+    refuse_foreign(folder, lambda name: name.endswith(".safetensors") or name in (INDEX, "config.json", *TEXTS), "config.json")
     fresh = folder.with_name(f"{folder.name}.new-{uuid.uuid4().hex[:8]}")
     fresh.mkdir(parents=True)
     try:

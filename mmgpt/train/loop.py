@@ -185,7 +185,7 @@ def optimizers(model: nn.Module, parameters: dict[str, nn.Parameter], settings: 
     mine, rates = matrices(model) if settings.muon else set(), getattr(model, "rates", {})
     groups: dict[tuple[bool, bool, float], list[nn.Parameter]] = {}
     for name, p in parameters.items():
-        factor = next((factor for prefix, factor in rates.items() if name.startswith(prefix)), 1.0)
+        factor = next((factor for prefix, factor in rates.items() if name.startswith(f"{prefix}.")), 1.0)
         groups.setdefault((p in mine, p.ndim >= 2, factor), []).append(p)
     of_each: dict[bool, list[dict]] = {False: [], True: []}
     for (muon, decays, factor), members in groups.items():

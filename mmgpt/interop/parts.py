@@ -21,8 +21,12 @@ from mmgpt.interop.text import config_class
 from mmgpt.types import Audio, Prepared
 
 IMAGE_TOWERS = {"siglip": "SiglipVisionModel", "siglip_vision_model": "SiglipVisionModel", "siglip2": "Siglip2VisionModel"}
-IMAGE_TOWERS |= {"siglip2_vision_model": "Siglip2VisionModel"}
-IMAGE_TOWERS |= {"clip": "CLIPVisionModel", "clip_vision_model": "CLIPVisionModel", "dinov2": "Dinov2Model"}
+IMAGE_TOWERS |= {
+    "siglip2_vision_model": "Siglip2VisionModel",
+    "clip": "CLIPVisionModel",
+    "clip_vision_model": "CLIPVisionModel",
+    "dinov2": "Dinov2Model",
+}
 SOUND_CODECS = {"mimi": "MimiModel", "encodec": "EncodecModel", "dac": "DacModel"}
 LOCAL = {"use_safetensors": True, "trust_remote_code": False}
 
@@ -40,7 +44,7 @@ def model_of(folder: str | Path, known: dict[str, str], what: str) -> nn.Module:
     raise CheckpointError(f"{folder} is a {kind}, no {what} that is known: {', '.join(sorted(known))}")
 
 
-def built(values: Mapping, known: dict[str, str], what: str, place: Path) -> nn.Module:
+def model_again(values: Mapping, known: dict[str, str], what: str, place: Path) -> nn.Module:
     """transformers' model of a known kind by its config, without the weights that it had."""
     import transformers
 
@@ -81,7 +85,7 @@ class ImageTower(nn.Module):
 
     @classmethod
     def of(cls, facts: Mapping, place: Path) -> "ImageTower":
-        model = built(facts["config"], IMAGE_TOWERS, "image tower", place)
+        model = model_again(facts["config"], IMAGE_TOWERS, "image tower", place)
         return cls(model, processor_again(facts["processor"], place), model.config.image_size, model.config.patch_size)
 
     def fit(self, width: int) -> "ImageTower":
@@ -153,7 +157,7 @@ class WhisperTower(nn.Module):
         from transformers import WhisperFeatureExtractor
 
         extractor = {key: value for key, value in facts["extractor"].items() if not key.endswith("_type")}
-        model = built(facts["config"], {"whisper": "WhisperModel"}, "sound tower", place)
+        model = model_again(facts["config"], {"whisper": "WhisperModel"}, "sound tower", place)
         return cls(model.encoder, WhisperFeatureExtractor(**extractor), facts["max_seconds"])
 
     def fit(self, width: int) -> "WhisperTower":

@@ -42,7 +42,7 @@ def model_of(folder: str | Path, known: dict[str, str], what: str) -> nn.Module:
     raise CheckpointError(f"{folder} is a {kind}, no {what} that is known: {', '.join(sorted(known))}")
 
 
-def built(values: Mapping, known: dict[str, str], what: str, place: Path) -> nn.Module:
+def model_again(values: Mapping, known: dict[str, str], what: str, place: Path) -> nn.Module:
     """transformers' model of a known kind by its config, without the weights that it had."""
     import transformers
 
@@ -103,7 +103,7 @@ class ImageTower(nn.Module):
 
     @classmethod
     def of(cls, facts: Mapping, place: Path) -> "ImageTower":
-        model = built(facts["config"], IMAGE_TOWERS, "image tower", place)
+        model = model_again(facts["config"], IMAGE_TOWERS, "image tower", place)
         processor = processor_again(facts["processor"], place)
         return cls(model, processor, side_of(processor), model.config.patch_size)
 
@@ -183,7 +183,7 @@ class WhisperTower(nn.Module):
         from transformers import WhisperFeatureExtractor
 
         extractor = {key: value for key, value in facts["extractor"].items() if not key.endswith("_type")}
-        model = built(facts["config"], {"whisper": "WhisperModel"}, "sound tower", place)
+        model = model_again(facts["config"], {"whisper": "WhisperModel"}, "sound tower", place)
         return cls(model.encoder, WhisperFeatureExtractor(**extractor), facts["max_seconds"])
 
     def fit(self, width: int) -> "WhisperTower":

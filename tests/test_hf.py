@@ -91,7 +91,8 @@ def test_folders(gpt, model, processor, tmp_path):
     assert type(AutoModelForCausalLM.from_pretrained(tmp_path)) is MMGPTForConditionalGeneration
     _, inputs = inputs_of(gpt, model, SAMPLES[3])
     assert torch.equal(again(**inputs).logits, model(**inputs).logits)
-    assert torch.equal(again.model.codec.codec.quantise.codebook, model.model.codec.codec.quantise.codebook)  # in no file: made anew
+    codes = model.config.first_code_id + torch.arange(16).view(2, 8)
+    assert torch.equal(again.decode_image_tokens(codes), model.decode_image_tokens(codes))  # the quantiser is in no file: made anew
     one, two = (p(text="<image>caption:<|end|>", images=picture(), return_tensors="pt") for p in (processor, AutoProcessor.from_pretrained(tmp_path)))
     assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
 
@@ -174,6 +175,7 @@ def test_pipelines(model, processor):
     assert made[0]["generated_image"].size == (16, 16)
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft asks for it by an old name
 def test_lora(gpt, processor, tmp_path):
     """PEFT on every linear layer of the decoder: learns, saves, loads, merges, and the merged model is a native one again."""
     from peft import LoraConfig, PeftModel, get_peft_model
@@ -188,7 +190,7 @@ def test_lora(gpt, processor, tmp_path):
         loss.backward()
         optimiser.step()
         optimiser.zero_grad()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     assert losses[-1] < losses[0] - 0.05
     tuned.eval()
     tuned.save_pretrained(tmp_path)

@@ -38,5 +38,6 @@ AutoImageProcessor.register(MMGPTConfig, fast_image_processor_class=MMGPTImagePr
 AutoTokenizer.register(MMGPTConfig, fast_tokenizer_class=PreTrainedTokenizerFast)
 # pipelines and test suites look by name, in tables that `register` does not touch
 modeling_auto.MODEL_MAPPING_NAMES["mmgpt"] = "MMGPTModel"
+modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES["mmgpt"] = "MMGPTForSequenceClassification"
 for table in ("IMAGE_TEXT_TO_TEXT", "MULTIMODAL_LM"):
     getattr(modeling_auto, f"MODEL_FOR_{table}_MAPPING_NAMES")["mmgpt"] = "MMGPTForConditionalGeneration"

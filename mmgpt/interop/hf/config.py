@@ -1,7 +1,7 @@
 """The settings of a native model <-> a `PreTrainedConfig` that transformers saves, loads and hands to its tools."""
 
 from dataclasses import asdict, fields
-from typing import ClassVar
+from typing import ClassVar, no_type_check
 
 from transformers import PreTrainedConfig
 
@@ -24,6 +24,7 @@ CONTROLS = 3  # begin, picture begin, picture end: between the words and the cod
 EXTRA = 2  # ids that only transformers needs: the placeholder of a vector, padding
 
 
+@no_type_check  # as transformers makes it, it takes settings that no field names
 class MMGPTTextConfig(PreTrainedConfig):
     """The shared decoder and its table of ids."""
 
@@ -62,6 +63,7 @@ class MMGPTTextConfig(PreTrainedConfig):
         return DecoderConfig(**values | {"rope_frequencies": tuple(values["rope_frequencies"])})
 
 
+@no_type_check  # as transformers makes it, it takes settings that no field names
 class MMGPTVisionConfig(PreTrainedConfig):
     """The encoder of pictures that are read: patches, or a small network with `conv_stem` channels."""
 
@@ -76,6 +78,7 @@ class MMGPTVisionConfig(PreTrainedConfig):
     initializer_range: float = 0.02
 
 
+@no_type_check  # as transformers makes it, it takes settings that no field names
 class MMGPTConfig(PreTrainedConfig):
     """Everything a native model is made of: `native()` is its `NativeConfig`."""
 
@@ -93,9 +96,9 @@ class MMGPTConfig(PreTrainedConfig):
     codec: dict | None = None
     num_text: int = 2048
     max_text: int = 64
-    guidance: float = 3.0
-    temperature: float = 1.0
-    min_p: float = 0.0
+    image_guidance: float = 3.0  # how pictures are drawn; the plain names are those of transformers' settings of text
+    image_temperature: float = 1.0
+    image_min_p: float = 0.0
     left_out: str = ""
     tie_word_embeddings: bool = True
 
@@ -121,7 +124,8 @@ class MMGPTConfig(PreTrainedConfig):
             "max_position_embeddings": config.max_length,
         }
         vision = {"hidden_size": config.decoder.width, "image_size": config.picture, "patch_size": config.patch}
-        kept = {name: getattr(config, name) for name in ("num_text", "max_text", "guidance", "temperature", "min_p", "left_out")}
+        kept = {name: getattr(config, name) for name in ("num_text", "max_text", "left_out")}
+        kept |= {f"image_{name}": getattr(config, name) for name in ("guidance", "temperature", "min_p")}
         vision |= {"patch_hidden": config.patch_hidden, "conv_stem": config.conv_stem}
         return cls(text_config=text, vision_config=vision, codec=asdict(config.codec), **kept)
 
@@ -129,7 +133,7 @@ class MMGPTConfig(PreTrainedConfig):
         vision, text = self.vision_config, self.text_config
         return NativeConfig(
             text.decoder_config(), self.codec_config(), self.num_text, vision.image_size, vision.patch_size, vision.patch_hidden, vision.conv_stem,
-            text.max_position_embeddings, self.max_text, self.guidance, self.temperature, self.min_p, self.left_out,
+            text.max_position_embeddings, self.max_text, self.image_guidance, self.image_temperature, self.image_min_p, self.left_out,
         )  # fmt: skip
 
     def codec_config(self) -> ImageCodecConfig:

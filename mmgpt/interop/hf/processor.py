@@ -5,12 +5,12 @@ from collections.abc import Sequence
 
 from jaxtyping import Float, Int
 from PIL.Image import Image
-from tokenizers import AddedToken, Tokenizer, processors
+from tokenizers import AddedToken, Tokenizer, decoders, processors
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_utils import PILImageResampling
-from transformers.processing_utils import MultiModalData, ProcessorMixin
+from transformers.processing_utils import BatchFeature, MultiModalData, ProcessorMixin
 
 from mmgpt.encoders.image import opaque
 from mmgpt.encoders.text import TextCodec
@@ -46,6 +46,7 @@ def tokenizer_of(text: TextCodec, config: MMGPTConfig) -> PreTrainedTokenizerFas
     whole.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
     if whole.token_to_id(PAD) != config.pad_token_id:
         raise InputError(f"{PAD} became id {whole.token_to_id(PAD)}, the config says {config.pad_token_id}: words and config are not of one model")
+    whole.decoder = decoders.Sequence([whole.decoder, decoders.Strip(" ", 1, 0)])  # the space that the first word was given
     whole.post_processor = processors.TemplateProcessing(single=f"{BEGIN} $A", pair=f"{BEGIN} $A $B", special_tokens=[(BEGIN, config.bos_token_id)])
     return PreTrainedTokenizerFast(
         tokenizer_object=whole, bos_token=BEGIN, eos_token=END, pad_token=PAD, padding_side="left", clean_up_tokenization_spaces=False,
@@ -56,7 +57,8 @@ def tokenizer_of(text: TextCodec, config: MMGPTConfig) -> PreTrainedTokenizerFas
 def words_of(tokenizer: PreTrainedTokenizerFast) -> TextCodec:
     """The native codec of the words alone."""
     values = json.loads(tokenizer.backend_tokenizer.to_str())
-    return TextCodec.from_text(json.dumps(values | {"added_tokens": [], "post_processor": None, "padding": None, "truncation": None}))
+    values |= {"added_tokens": [], "post_processor": None, "padding": None, "truncation": None, "decoder": values["decoder"]["decoders"][0]}
+    return TextCodec.from_text(json.dumps(values))
 
 
 class MMGPTImageProcessor(TorchvisionBackend):
@@ -92,7 +94,7 @@ class MMGPTProcessor(ProcessorMixin):
         tokenizer = tokenizer_of(gpt.ports["text"].codec, config)
         return cls(MMGPTImageProcessor(size={"height": side, "width": side}), tokenizer, CHAT, rows * columns)
 
-    def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
+    def replace_image_token(self, image_inputs: BatchFeature, image_idx: int, **kwargs) -> str:
         return BEGIN_IMAGE + IMAGE * self.num_image_tokens + END_IMAGE
 
     def _get_num_multimodal_tokens(self, image_sizes: Sequence | None = None, **kwargs) -> MultiModalData:

@@ -76,11 +76,11 @@ def packages(version: str) -> list[str]:
     """Folders to import from: the tests' own packages, and the version itself where another one is installed."""
     wanted = {CACHE / "extra": EXTRA}
     if version != installed_version("transformers"):
-        older = ("huggingface_hub<2",) if tuple(map(int, version.split(".")[:2])) < (5, 18) else ()
+        older = ("huggingface_hub<2", "httpx<1", "httpcore", "h11") if tuple(map(int, version.split(".")[:2])) < (5, 18) else ()
         wanted[CACHE / f"site-{version}"] = (f"transformers=={version}", *older)
     for folder, names in wanted.items():
         if not folder.exists():
-            pip("install", "--no-deps", "--target", f"{folder}.new", *names)
+            pip("install", "--no-deps", "--no-compile", "--target", f"{folder}.new", *names)
             Path(f"{folder}.new").rename(folder)
     return [str(ROOT), *map(str, wanted)]
 

@@ -20,8 +20,9 @@ from transformers import (
 from transformers.models.auto import modeling_auto
 
 from mmgpt.interop.hf.config import MMGPTConfig, MMGPTTextConfig, MMGPTVisionConfig
-from mmgpt.interop.hf.model import MMGPTForConditionalGeneration, MMGPTForSequenceClassification, MMGPTModel, MMGPTTextModel, MMGPTVisionModel
+from mmgpt.interop.hf.model import MMGPTForConditionalGeneration, MMGPTForSequenceClassification, MMGPTModel
 from mmgpt.interop.hf.native import from_native, to_native
+from mmgpt.interop.hf.parts import MMGPTTextModel, MMGPTVisionModel
 from mmgpt.interop.hf.processor import MMGPTImageProcessor, MMGPTProcessor, words_of
 
 __all__ = ["MMGPTConfig", "MMGPTForConditionalGeneration", "MMGPTForSequenceClassification", "MMGPTModel"]

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from typing import no_type_check
 
 from jaxtyping import Float, Int
 from PIL.Image import Image
@@ -80,6 +81,7 @@ class MMGPTImageProcessor(TorchvisionBackend):
 class MMGPTProcessor(ProcessorMixin):
     """A tokenizer and an image processor. `<image>` in a text becomes begin, one place a vector, end."""
 
+    @no_type_check  # transformers reads the names of its arguments off its code, which a check of types hides
     def __init__(self, image_processor=None, tokenizer=None, chat_template: str | None = None, num_image_tokens: int = 16):
         self.num_image_tokens = num_image_tokens
         self.image_token = IMAGE

@@ -35,7 +35,7 @@ def sft(gpt: mmgpt.GPT, model, tokenizer, settings: dict):
     from trl import SFTConfig, SFTTrainer
 
     data = [{"prompt": row["prompt"], "completion": row["codes"] + END_IMAGE + END} for row in rows(gpt)]
-    args = SFTConfig(**settings, learning_rate=3e-4, per_device_train_batch_size=8, max_length=None)
+    args = SFTConfig(**settings, learning_rate=3e-4, per_device_train_batch_size=ROWS, max_length=None)
     return SFTTrainer(model, args, train_dataset=Dataset.from_list(data), processing_class=tokenizer), "loss", -1
 
 
@@ -49,7 +49,7 @@ def dpo(gpt: mmgpt.GPT, model, tokenizer, settings: dict):
         {"prompt": a["prompt"], "chosen": a["codes"] + END_IMAGE + END, "rejected": b["codes"] + END_IMAGE + END}
         for a, b in zip(found, others, strict=True)
     ]
-    args = DPOConfig(**settings, learning_rate=5e-5, per_device_train_batch_size=8, max_length=None, beta=0.1)
+    args = DPOConfig(**settings, learning_rate=5e-5, per_device_train_batch_size=ROWS, max_length=None, beta=0.1)
     return DPOTrainer(model, args=args, train_dataset=Dataset.from_list(data), processing_class=tokenizer), "loss", -1
 
 

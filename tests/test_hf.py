@@ -209,3 +209,25 @@ def test_mismatches_are_one_clear_sentence(model, processor):
         model(input_ids=torch.tensor([[1, 2]]), pixel_values=torch.zeros(1, 3, 16, 16))
     with pytest.raises(InputError, match="3 codes in a row, a picture has 2x4"):
         model.decode_image_tokens(torch.full((1, 3), model.config.first_code_id))
+
+
+@pytest.mark.filterwarnings("ignore")  # torchao's own
+def test_int8(gpt, model, tmp_path):
+    """torchao's int8 weights: nearly the same scores, the same after a folder; drawn pictures are whole."""
+    quantization = pytest.importorskip("torchao.quantization")
+    from transformers import TorchAoConfig
+
+    model.save_pretrained(tmp_path / "full")
+    settings = TorchAoConfig(quantization.Int8WeightOnlyConfig(), modules_to_not_convert=["lm_head"])
+    small = MMGPTForConditionalGeneration.from_pretrained(tmp_path / "full", quantization_config=settings)
+    assert type(small.model.language_model.decoder.blocks[0].mlp.down.weight) is not torch.nn.Parameter
+    _, inputs = inputs_of(gpt, model, SAMPLES[3])
+    with torch.no_grad():
+        wanted, found = model(**inputs).logits, small(**inputs).logits
+    assert 0 < gap(found, wanted) < 0.1 * float(wanted.abs().max())
+    small.save_pretrained(tmp_path / "small")
+    again = MMGPTForConditionalGeneration.from_pretrained(tmp_path / "small")
+    with torch.no_grad():
+        assert torch.equal(again(**inputs).logits, found)
+    _, words = inputs_of(gpt, model, SAMPLES[0])
+    assert small.generate(**words, generation_mode="image", guidance_scale=1.0).shape == (1, 8)

@@ -13,12 +13,12 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 
 export HF_HUB_OFFLINE = 1
 
-.PHONY: help install demo test lint data train eval clean
+.PHONY: help install demo test test-hf lint data train eval clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile | expand -t 14
 
 install: $(INSTALLED)  ## the environment alone
 
@@ -27,6 +27,9 @@ demo: $(INSTALLED)  ## captions eight pictures, draws eight prompts into demo/
 
 test: $(INSTALLED)  ## all tests
 	$(BIN)/python -m pytest $(ARGS)
+
+test-hf: $(INSTALLED)  ## transformers' own tests on the adapter, on the installed version and on 5.17.0 (fetches both)
+	$(BIN)/python tools/hf_tests.py installed 5.17.0
 
 lint: $(INSTALLED)  ## style and unused names
 	$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -23,6 +24,13 @@ def may_read(
     return ((document_BT[:, :, None] == document_BS[:, None]) & near_BTS)[:, None]
 
 
+@runtime_checkable
+class Attends(Protocol):
+    """What a decoder asks of whoever says who may read whom: `Reading`, or a function handed in from outside (`interop/hf`)."""
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor: ...
+
+
 @dataclass(frozen=True)
 class Reading:
     """Who may read whom: the rule's inputs for queries (T) and keys (S). Each back end makes its own mask of it, once."""
@@ -33,6 +41,9 @@ class Reading:
     block_BS: Int[Tensor, "B S"]
     backend: str = "sdpa"
     window: int = 0
+
+    def attend(self, layer: int, q, k, v) -> Float[Tensor, "B H T E"]:
+        return attend(q, k, v, self)
 
     @cached_property
     def mask(self) -> Bool[Tensor, "B 1 T S"]:

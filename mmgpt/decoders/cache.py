@@ -1,11 +1,20 @@
 """Keys and values of what was read already: `extend` takes the new ones of a layer and returns all of them."""
 
+from typing import Protocol, runtime_checkable
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from mmgpt.decoders.attention import Reading
 from mmgpt.errors import InputError
+
+
+@runtime_checkable
+class Remembers(Protocol):
+    """What a decoder asks of a cache."""
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
 class NoCache:

@@ -8,8 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmgpt.decoders.attention import Reading, attend
-from mmgpt.decoders.cache import Cache, NoCache
+from mmgpt.decoders.attention import Attends
+from mmgpt.decoders.cache import Cache, NoCache, Remembers
 from mmgpt.decoders.rope import rotate, rotation
 from mmgpt.errors import InputError
 
@@ -90,12 +90,12 @@ class Attention(nn.Module):
         self.q_norm = QK_NORMS[config.qk_norm](self.heads, width, config.norm_eps)
         self.k_norm = QK_NORMS[config.qk_norm](self.kv_heads, width, config.norm_eps)
 
-    def forward(self, x_BTD: Float[Tensor, "B T D"], cos, sin, reading: Reading, cache: Cache | NoCache) -> Float[Tensor, "B T D"]:
+    def forward(self, x_BTD: Float[Tensor, "B T D"], cos, sin, reading: Attends, cache: Remembers) -> Float[Tensor, "B T D"]:
         x_BHTE = rearrange(self.qkv(x_BTD), "b t (h e) -> b h t e", h=self.heads + 2 * self.kv_heads)
         q, k, v = x_BHTE.split([self.heads, self.kv_heads, self.kv_heads], 1)
         q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
         k, v = cache.extend(self.layer, k, v)
-        return self.out(rearrange(attend(q, k, v, reading), "b h t e -> b t (h e)"))
+        return self.out(rearrange(reading.attend(self.layer, q, k, v), "b h t e -> b t (h e)"))
 
 
 class SwiGLU(nn.Module):
@@ -121,7 +121,7 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.norm_after = config.norm_after
 
-    def forward(self, x_BTD: Float[Tensor, "B T D"], cos, sin, reading: Reading, cache: Cache | NoCache) -> Float[Tensor, "B T D"]:
+    def forward(self, x_BTD: Float[Tensor, "B T D"], cos, sin, reading: Attends, cache: Remembers) -> Float[Tensor, "B T D"]:
         if self.norm_after:
             x_BTD = x_BTD + self.dropout(self.attention_norm(self.attention(x_BTD, cos, sin, reading, cache)))
             return x_BTD + self.dropout(self.mlp_norm(self.mlp(x_BTD)))
@@ -132,10 +132,10 @@ class Block(nn.Module):
 class Decoder(nn.Module):
     """The shared transformer. Weights start normal with std 0.02, those that write to the residual stream smaller by depth."""
 
-    def __init__(self, config: DecoderConfig):
+    def __init__(self, config: DecoderConfig, block: type[Block] = Block):
         super().__init__()
         self.config = config
-        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.depth))
+        self.blocks = nn.ModuleList(block(config, layer) for layer in range(config.depth))
         self.norm = nn.RMSNorm(config.width, config.norm_eps)
         for name, weight in self.named_parameters():
             if weight.ndim == 2 and not weight.is_meta:  # there is nothing to fill where a model is built without memory
@@ -143,7 +143,7 @@ class Decoder(nn.Module):
                 nn.init.normal_(weight, std=0.02 / (2 * config.depth) ** 0.5 if last else 0.02)
 
     def forward(
-        self, x_BTD: Float[Tensor, "B T D"], position_BT3: Int[Tensor, "B T 3"], reading: Reading, cache: Cache | NoCache | None = None
+        self, x_BTD: Float[Tensor, "B T D"], position_BT3: Int[Tensor, "B T 3"], reading: Attends, cache: Remembers | None = None
     ) -> Float[Tensor, "B T D"]:
         cache, c = cache or NoCache(), self.config
         cos, sin = rotation(position_BT3, c.head_width, c.rope_theta, c.position_axes, c.rope_frequencies, c.rope_gain)

@@ -17,7 +17,7 @@ from mmgpt.decoders.image_codec import ImageCodec, ImageCodecConfig, PictureCode
 from mmgpt.errors import CheckpointError, InputError, TrainingError
 from mmgpt.pack import length
 from mmgpt.train.codec import CodecTask, load_codec
-from mmgpt.train.gpt import GPTTask, Item, Mix
+from mmgpt.train.gpt import GPTTask, Item, Mix, distortion
 from mmgpt.train.loop import Interruption, Settings, Trainer, batches, override, train
 from mmgpt.train.muon import Muon, matrices, orthogonal
 from mmgpt.train.recipes import CodecOptions, emoji, emoji_codec, pixels, split
@@ -285,6 +285,25 @@ def test_what_a_batch_holds():
     bare = gpt_task(captions=0, drop=1.0).batch(0)[0]
     assert bare.ids_BT.shape[1] == 1 + 1 + 10 and (bare.ids_BT[:, 1] == task.model.ports["text"].writes.end).all()
     assert task.size((captions, drawings)) == int((captions.document_BT > 0).sum() + (drawings.document_BT > 0).sum())
+
+
+def test_stronger_distortion():
+    """The stronger, the less a picture looks like itself, but for its white; a function of torch's generator alone."""
+    plain = torch.full((3, 64, 64), 255, dtype=torch.uint8)
+    plain[:, 8:40, 8:40] = torch.tensor([200, 30, 30], dtype=torch.uint8)[:, None, None]
+    far = []
+    for strength in (0.5, 1.0, 2.0):
+        torch.manual_seed(0)
+        distort = distortion(strength)
+        made = torch.stack([distort(plain) for _ in range(16)])
+        torch.manual_seed(0)
+        assert torch.equal(made, torch.stack([distort(plain) for _ in range(16)])) and made.dtype == torch.uint8
+        assert ((made > 250).all(1).float().flatten(1).mean(1) > 0.4).all()  # white paper stays white
+        far.append(float((made.float() - plain).abs().mean()))
+    assert far[0] < far[1] < far[2]
+    for wrong in (0.0, 4.0):
+        with pytest.raises(TrainingError, match=f"strength={wrong}"):
+            Mix(strength=wrong)
 
 
 def test_hidden_codes_are_learned_but_not_shown():

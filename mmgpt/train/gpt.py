@@ -32,6 +32,7 @@ class Item:
 class Mix:
     """What a batch holds: documents of each direction, the share of drawings without their words (for guidance), loss weights.
 
+    `augment`: pictures that are read are distorted, by `strength` times the usual; above 1 they are also bent and lose their colours at times.
     `hide`: half of the drawings are learned with up to this share of their own codes hidden from the codes behind them. A code
     follows from its neighbours almost without the words, so that words are learned late; hidden neighbours leave only the words.
     """
@@ -43,9 +44,12 @@ class Mix:
     image_weight: float = 1.0
     row_length: int = 0  # 0: a row for each document
     augment: bool = True
+    strength: float = 1.0
     hide: float = 0.0
 
     def __post_init__(self):
+        if not 0 < self.strength <= 3:
+            raise TrainingError(f"strength={self.strength}: pictures are distorted above 0, up to 3 times as much as usual")
         if min(self.captions, self.draws) < 0 or self.captions + self.draws == 0 or not (0 <= self.drop <= 1 and 0 <= self.hide <= 1):
             raise TrainingError(
                 f"captions={self.captions}, draws={self.draws}, drop={self.drop}, hide={self.hide}: "
@@ -80,7 +84,7 @@ class GPTTask:
         self.check_lengths()
         self.weight_N = torch.tensor([item.weight for item in items], dtype=torch.double)
         self.codes = all_codes(model, pictures) if mix.draws else None
-        self.distort = distortion() if mix.augment else None
+        self.distort = distortion(mix.strength) if mix.augment else None
 
     def check_lengths(self) -> None:
         """Every text is short enough to be learned whole, read and written: better said now than in the middle of a run."""
@@ -187,14 +191,17 @@ def all_codes(model: GPT, pictures: UInt8[Tensor, "N 3 H W"]) -> Int[np.ndarray,
     return np.concatenate([codec.encode(batch.to(model.device).float() / 127.5 - 1).cpu().numpy() for batch in batches])
 
 
-def distortion() -> Callable[[Tensor], Tensor]:
-    """What a picture may look like without showing anything else: moved, turned, scaled, other light. No mirroring: arrows point."""
+def distortion(strength: float = 1.0) -> Callable[[Tensor], Tensor]:
+    """What a picture may look like without showing anything else: moved, turned, scaled, other light. No mirroring: arrows point.
+
+    Another artist bends outlines and takes other colours: with a `strength` above 1 so does this.
+    """
     from torchvision.transforms import v2
 
-    return v2.Compose(
-        [
-            v2.RandomAffine(degrees=12, translate=(0.08, 0.08), scale=(0.8, 1.15), shear=6, fill=255, interpolation=v2.InterpolationMode.BILINEAR),
-            v2.ColorJitter(brightness=0.25, contrast=0.25, saturation=0.4, hue=0.03),
-            v2.RandomApply([v2.GaussianBlur(3, (0.3, 1.0))], p=0.25),
-        ]
-    )
+    s, linear = strength, v2.InterpolationMode.BILINEAR
+    steps: list[Callable] = [v2.RandomAffine(12 * s, (0.08 * s, 0.08 * s), (1 - 0.2 * s, 1 + 0.15 * s), 6 * s, fill=255, interpolation=linear)]
+    if s > 1:
+        steps += [v2.RandomApply([v2.ElasticTransform(25.0 * s, 4.0, linear, fill=255)], p=0.5), v2.RandomGrayscale(0.05 * s)]
+    light = v2.ColorJitter(0.3 * s, 0, min(0.9, 0.4 * s), 0.03 * s)
+    steps += [v2.RandomInvert(1.0), light, v2.RandomInvert(1.0)]  # of the ink: white paper stays white
+    return v2.Compose([*steps, v2.RandomApply([v2.GaussianBlur(3, (0.3, 1.0))], p=0.25)])

@@ -67,6 +67,7 @@ class EmojiOptions:
     drop: float = 0.1
     text_weight: float = 1.0
     image_weight: float = 1.0
+    strength: float = 1.0  # of the distortion of pictures that are read; above 1 outlines bend and colours go, as with another artist
     hide: float = 0.0  # up to this share of a drawing's codes is hidden from the codes behind them, in half of the drawings
     row_length: int = 0
     skin_weight: float = 0.35
@@ -108,7 +109,8 @@ def emoji(words: dict[str, str]) -> Job:
         )
         decoder = replace(decoder, mlp_width=64 * round(options.width / 24))
         model = build(NativeConfig(decoder, codec.config, text.num_codes, patch=options.patch, conv_stem=options.conv_stem), text, codec)
-    mix = Mix(options.captions, options.draws, options.drop, options.text_weight, options.image_weight, options.row_length, hide=options.hide)
+    how = {"strength": options.strength, "hide": options.hide}
+    mix = Mix(options.captions, options.draws, options.drop, options.text_weight, options.image_weight, options.row_length, **how)
     card = f"# emoji, trained here\n\nTrained with {words or 'the recipe as it is'}. Not evaluated.\n"
     task = GPTTask(model.to(device_of(options.device)).train(), pixels(chosen), items, mix, settings.seed, card, options.backend, options.leave_out)
     return Job(task, settings, options.out, options.resume)

@@ -30,7 +30,7 @@ STAND_INS = {
     "tests/generation/test_utils.py": "class GenerationTesterMixin:\n    pass\n",
     "tests/exporters/__init__.py": "",
     "tests/exporters/test_export.py": "class ExportTesterMixin:\n    pass\n",
-    "pytest.ini": "[pytest]\nmarkers =\n    generate: theirs\ntimeout = 300\n",
+    "pytest.ini": "[pytest]\nmarkers =\n    generate: theirs\ntimeout = 1800\n",
     "utils/fetch_hub_objects_for_ci.py": '''
 from pathlib import Path
 

@@ -15,7 +15,7 @@ from datasets import Dataset
 
 import mmgpt
 from mmgpt.data.emoji import drawing_prompt, load_emoji, picture
-from mmgpt.interop.hf import MMGPTProcessor, from_native
+from mmgpt.interop.hf import MMGPTForConditionalGeneration, MMGPTProcessor, from_native
 from mmgpt.interop.hf.processor import BEGIN_IMAGE, CODE, END, END_IMAGE
 
 DATA = Path(__file__).parents[1] / "tests" / "data" / "emoji40.parquet"
@@ -74,8 +74,10 @@ def main(names: list[str]) -> int:
     gpt, bad = mmgpt.load("emoji"), 0
     for name in names:
         torch.manual_seed(0)
-        model, tokenizer = from_native(gpt), MMGPTProcessor.from_native(gpt).tokenizer
+        tokenizer = MMGPTProcessor.from_native(gpt).tokenizer
         with tempfile.TemporaryDirectory() as folder:
+            from_native(gpt).save_pretrained(f"{folder}/start")  # DPO loads a second one to compare with
+            model = MMGPTForConditionalGeneration.from_pretrained(f"{folder}/start")
             settings = {"output_dir": folder, "max_steps": STEPS, "logging_steps": 1, "report_to": "none", "save_strategy": "no", "seed": 0}
             settings |= {"use_cpu": not torch.cuda.is_available(), "bf16": False, "gradient_checkpointing": False, "lr_scheduler_type": "constant"}
             trainer, figure, sign = {"sft": sft, "dpo": dpo, "grpo": grpo}[name](gpt, model, tokenizer, settings | {"disable_tqdm": True})

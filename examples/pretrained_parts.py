@@ -69,12 +69,12 @@ class Captions:
 
 
 def main() -> None:
+    torch.manual_seed(0)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
     parser.add_argument("--leave-out", default="emojione")
     parser.add_argument("--minutes", type=float, default=10)
     arguments = parser.parse_args()
-    torch.manual_seed(0)
     rows = load_emoji(arguments.data)
     tower = FeatureTower(Eyes().eval(), 224, ROWS, 1280, mean=127 / 255, std=128 / 255, early=True)
     gpt = compose(CACHE / "smollm2-135m-instruct", tower, policy={"decoder": LORA, "table": FROZEN, "tower": FROZEN})
@@ -90,8 +90,7 @@ def main() -> None:
     gpt.eval()
     print("after:", gpt.caption(shown, grid=(1, 1, 12)))
     asked, right = [row for row in rows if row.split == "train" and row.style == arguments.leave_out], 0
-    for start in track(range(0, len(asked), 64), "reading the artist left out"):
-        some = asked[start : start + 64]
+    for some in track([asked[n : n + 64] for n in range(0, len(asked), 64)], "reading the artist left out"):
         right += sum(said.strip() == row.label for row, said in zip(some, gpt.caption([picture(row) for row in some], grid=(1, 1, 16)), strict=True))
     print(f"exact names: {right} of {len(asked)} = {right / len(asked):.3f} (mmgpt eval caption prints the nearest neighbour's share)")
 

@@ -154,8 +154,8 @@ def test_tensors_lie_where_the_file_has_them(tmp_path):
     optimizer.step()
     assert not any(torch.equal(p, q) for p, q in zip(gpt.parameters(), mmgpt.load(tmp_path).parameters(), strict=True))
     assert file.read_bytes() == before
-    save_file(gpt.state_dict(), tmp_path / "kept")
-    assert all(torch.equal(value, gpt.state_dict()[name]) for name, value in load_file(tmp_path / "kept").items())
+    save_file(gpt.state_dict(), tmp_path.with_suffix(".kept"))
+    assert all(torch.equal(value, gpt.state_dict()[name]) for name, value in load_file(tmp_path.with_suffix(".kept")).items())
     learned = [p.detach().clone() for p in gpt.parameters()]
     export(gpt, tmp_path)  # over the files that it lies in
     found = mmgpt.load(tmp_path)

@@ -3,7 +3,7 @@
     pip install trl==1.16.0
     python benchmarks/trl_steps.py [sft] [dpo] [grpo]
 
-Prints the loss or reward of every step and the means of the first and the last three. The forty pictures of the tests are learned by heart.
+Prints the loss or reward of every step and the means of the first and the last three. Sixteen pictures of the tests are learned by heart.
 """
 
 import sys

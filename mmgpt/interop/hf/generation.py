@@ -45,18 +45,12 @@ class MMGPTGenerationMixin(GenerationMixin):
         pixels = kwargs.pop("pixel_values", None)
         if pixels is not None:
             rows, columns = self.config.read_grid
-            counts = (self.placeholders(input_ids, kwargs.get("inputs_embeds")).sum(1) // (rows * columns)).tolist()
+            counts = (self.model.placeholders(input_ids, kwargs.get("inputs_embeds")).sum(1) // (rows * columns)).tolist()
             if sum(counts) != len(pixels):
                 raise InputError(f"Image features and image tokens do not match: {len(pixels)} pictures, places for {sum(counts)}")
             pixels = torch.cat([group for group in pixels.split(counts) for _ in range(expand_size)])
         input_ids, kwargs = super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)
         return input_ids, kwargs if pixels is None else kwargs | {"pixel_values": pixels}
-
-    def placeholders(self, input_ids: Int[Tensor, "B T"] | None, inputs_embeds: Float[Tensor, "B T D"] | None) -> Tensor:
-        if input_ids is not None and input_ids.shape[1]:
-            return input_ids == self.config.image_token_id
-        placeholder = torch.full((), self.config.image_token_id, dtype=torch.long, device=inputs_embeds.device)
-        return (inputs_embeds == self.get_input_embeddings()(placeholder)).all(-1)
 
     def _get_logits_processor(self, *args, **kwargs) -> LogitsProcessorList:
         return LogitsProcessorList([Grammar(self.config), *super()._get_logits_processor(*args, **kwargs)])

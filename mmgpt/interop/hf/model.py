@@ -38,13 +38,16 @@ class MMGPTModel(MMGPTPreTrainedModel):
         """One vector a patch: `pooler_output` (N, patches, D)."""
         return self.vision_tower(pixel_values, return_dict=True, **kwargs)
 
+    def placeholders(self, input_ids: Int[Tensor, "B T"] | None, inputs_embeds: Float[Tensor, "B T D"] | None):
+        """Where places of vectors stand, by the ids, or by the vectors of a row that came without ids."""
+        if input_ids is not None and input_ids.shape[1]:
+            return input_ids == self.config.image_token_id
+        placeholder = torch.full((), self.config.image_token_id, dtype=torch.long, device=inputs_embeds.device)
+        return (inputs_embeds == self.get_input_embeddings()(placeholder)).all(-1)
+
     def get_placeholder_mask(self, input_ids, inputs_embeds: Float[Tensor, "B T D"], vectors: Float[Tensor, "N P D"]):
         """Where the pictures' vectors go; refused where there are more or fewer places than vectors."""
-        if input_ids is not None:
-            at_BT = input_ids == self.config.image_token_id
-        else:
-            placeholder = torch.full((), self.config.image_token_id, dtype=torch.long, device=inputs_embeds.device)
-            at_BT = (inputs_embeds == self.get_input_embeddings()(placeholder)).all(-1)
+        at_BT = self.placeholders(input_ids, inputs_embeds)
         count = at_BT.sum()
         torch_compilable_check(
             count * vectors.shape[-1] == vectors.numel(),

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from mmgpt.checkpoint import parsed, refuse_foreign, replace_folder, sync_folder
 from mmgpt.errors import CheckpointError
-from mmgpt.interop.shards import INDEX, Maps, Place, joined, places
+from mmgpt.interop.shards import INDEX, Place, joined, places, view
 from mmgpt.model import GPT
 
 FAMILIES = dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), "mmgpt.interop.text")  # model_type -> module with `build`
@@ -119,11 +119,11 @@ def check(gpt: GPT, released: Released, found: Mapping[str, Place], folder: Path
 
 def fill(gpt: GPT, released: Released, found: Mapping[str, Place], device: torch.device, dtype: torch.dtype) -> None:
     """Each tensor as it lies in its file, where it can be used so; else takes memory and reads its parts to where they belong."""
-    maps, apart = Maps(), []
+    apart = []
     for ours, tensor in list(gpt.state_dict(keep_vars=True).items()):
         home, _, leaf = ours.rpartition(".")
         kind, whole = dtype if tensor.is_floating_point() else tensor.dtype, joined([found[name] for name, _ in released.keys[ours]])
-        made = None if whole is None else maps.view(whole, kind, device)
+        made = None if whole is None else view(whole, kind, device)
         if made is None:
             made = torch.empty(tensor.shape, dtype=kind, device=device)
             apart += [(found[name], part) for part, name in parts_of(made, released.keys[ours])]

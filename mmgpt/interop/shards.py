@@ -7,6 +7,7 @@ its place. Its own library would map those too, so that what is joined on the wa
 
 import json
 import math
+import mmap
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -57,22 +58,19 @@ def joined(parts: Sequence[Place]) -> Place | None:
     return first if len(parts) == 1 else replace(first, bytes=sum(part.bytes for part in parts), shape=(rows, *first.shape[1:]))
 
 
-class Maps:
-    """Files as memory that is shared with the file cache until it is written to: such a page is copied first, and no file ever changes.
+def view(place: Place, dtype: torch.dtype, device: torch.device) -> Tensor | None:
+    """The tensor where it lies, in memory that is shared with the file cache until it is written to: such a page is copied first, and no file
+    ever changes. None where another type or device is asked for, or its bytes lie askew.
 
+    A mapping of its own for each tensor: the system fetches pages around the one that is touched, and those of others would count as well.
     Whoever replaces a file while a model lies in it must rename a new one over it, as `export` does: what is cut short in place is lost.
     """
-
-    def __init__(self):
-        self.files: dict[Path, Tensor] = {}
-
-    def view(self, place: Place, dtype: torch.dtype, device: torch.device) -> Tensor | None:
-        """The tensor where it lies; None where another type or device is asked for, or its bytes lie askew."""
-        if place.dtype != dtype or device.type != "cpu" or place.offset % dtype.itemsize:
-            return None
-        if place.file not in self.files:
-            self.files[place.file] = torch.from_file(str(place.file), shared=False, size=place.file.stat().st_size, dtype=torch.uint8)
-        return self.files[place.file][place.offset : place.offset + place.bytes].view(dtype).view(place.shape)
+    if place.dtype != dtype or device.type != "cpu" or place.offset % dtype.itemsize or not place.bytes:
+        return None
+    before = place.offset % mmap.ALLOCATIONGRANULARITY  # a mapping begins at a page
+    with open(place.file, "rb") as file:
+        pages = mmap.mmap(file.fileno(), place.bytes + before, access=mmap.ACCESS_COPY, offset=place.offset - before)
+    return torch.frombuffer(pages, dtype=dtype, count=math.prod(place.shape), offset=before).view(place.shape)
 
 
 def places(folder: Path) -> dict[str, Place]:

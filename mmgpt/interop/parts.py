@@ -147,12 +147,16 @@ class FeatureTower(ImageTower):
 
     def prepare_all(self, values: Sequence[Image.Image]) -> list[Prepared]:
         """Several pictures at once: with `early` the tower sees them together, which is faster."""
-        resized = [np.array(opaque(value).resize((self.side, self.side), Image.Resampling.BICUBIC)) for value in values]
-        pixels = rearrange((torch.from_numpy(np.stack(resized)).float() / 255 - self.mean) / self.std, "b h w c -> b c h w")
+        pixels = self.pixels(values)
         if not self.early:
             return [self.pieces(one) for one in pixels]
         with torch.no_grad():
             return [on_grid(vectors.clone(), (1, self.rows, self.rows)) for vectors in self.features(pixels)]
+
+    def pixels(self, values: Sequence[Image.Image]) -> Float[Tensor, "B 3 H W"]:
+        """The pictures as the tower wants them: of one size, (x - mean) / std."""
+        resized = [np.array(opaque(value).resize((self.side, self.side), Image.Resampling.BICUBIC)) for value in values]
+        return rearrange((torch.from_numpy(np.stack(resized)).float() / 255 - self.mean) / self.std, "b h w c -> b c h w")
 
     def features(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B N E"]:
         return rearrange(self.tower(pixels), "b c h w -> b (h w) c")

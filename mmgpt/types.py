@@ -159,7 +159,7 @@ class Stream:
 
 @dataclass(frozen=True)
 class Usage:
-    """How many positions a request took, by modality: read (prefill) and written."""
+    """How many positions a request took, by modality where that is known: read (prefill) and written."""
 
     read: Mapping[str, int] = field(default_factory=dict)
     written: Mapping[str, int] = field(default_factory=dict)

@@ -1,5 +1,7 @@
 """The shared decoder against plain references, against itself with a cache, and against transformers."""
 
+import random
+
 import pytest
 import torch
 from tiny import gap, picture, tiny_gpt
@@ -7,6 +9,7 @@ from torch.nn import functional as F
 
 from mmgpt.decoders.attention import BACKENDS, Reading, attend, may_read
 from mmgpt.decoders.cache import Cache
+from mmgpt.decoders.documents import cuts_of
 from mmgpt.decoders.rope import rotate, rotation
 from mmgpt.decoders.transformer import Decoder, DecoderConfig
 from mmgpt.errors import InputError
@@ -74,13 +77,36 @@ def test_every_back_end_is_the_plain_reference(backend, kv_heads):
     assert gap(found, plain(q, k, v, DOCUMENT, BLOCK)) < 1e-5
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_documents_read_one_by_one_are_the_mask(seed):
+    """Forward and backward, with blocks read as a whole, padding and documents of one position; what nobody reads counts for nothing."""
+    draw = random.Random(seed)
+    document_BT, block_BT = torch.zeros(2, 3, 40, dtype=torch.long)
+    for row in range(3):
+        column, number, end = 0, 0, 40 - draw.choice([0, 5, 20])
+        while column < end:
+            length, number = min(draw.choice([1, 2, 7, 19]), 40 - column), number + 1
+            opens = torch.tensor([0] + [draw.random() < draw.choice([0.5, 1.0]) for _ in range(length - 1)])
+            document_BT[row, column : column + length], block_BT[row, column : column + length] = number, opens.cumsum(0)
+            column += length
+    q, k, v, g = (torch.randn(3, heads, 40, 8, generator=torch.Generator().manual_seed(seed + n)) for n, heads in enumerate((4, 2, 2, 4)))
+    real, cuts_N4, found = (document_BT > 0)[:, None, :, None], cuts_of(document_BT, block_BT), []
+    for cuts in (None, cuts_N4):
+        inputs = [x.clone().requires_grad_() for x in (q, k, v)]
+        out = attend(*inputs, Reading(document_BT, block_BT, document_BT, block_BT, cuts_N4=cuts)) * real
+        found.append([out, *torch.autograd.grad(out, inputs, g)])
+    assert all(gap(a, b) < 2e-6 for a, b in zip(*found, strict=True))
+    assert int((cuts_N4[:, 2] - cuts_N4[:, 1]).sum()) == int(real.sum())
+
+
 @eager_flex
 @torch.no_grad()
 def test_flex_is_sdpa_through_the_whole_model():
     gpt = tiny_gpt()
     samples = [[Part(picture(1)), Part("caption:"), Part("a cat", learn=True)], [Part("a red apple"), Part(picture(2), learn=True)]]
     stream = pack([gpt.write(sample) for sample in samples], gpt.spans, 64)
-    assert gap(gpt(stream, backend="flex"), gpt(stream, backend="sdpa")) < 1e-5
+    real = (stream.document_BT > 0)[..., None]  # padding is read by nobody and may be anything
+    assert gap(gpt(stream, backend="flex") * real, gpt(stream, backend="sdpa") * real) < 1e-5
 
 
 def test_a_picture_that_is_read_is_a_whole_and_all_else_is_causal():

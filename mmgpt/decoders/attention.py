@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
@@ -31,9 +32,15 @@ class Attends(Protocol):
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor: ...
 
 
+FLASH = (torch.float32, torch.bfloat16, torch.float16)  # of the CPU's flash kernel
+
+
 @dataclass(frozen=True)
 class Reading:
-    """Who may read whom: the rule's inputs for queries (T) and keys (S). Each back end makes its own mask of it, once."""
+    """Who may read whom: the rule's inputs for queries (T) and keys (S). Each back end makes its own mask of it, once.
+
+    `cuts_N4`, where queries and keys are the same and lie on a CPU, says where the documents lie: then each is read by itself.
+    """
 
     document_BT: Int[Tensor, "B T"]
     block_BT: Int[Tensor, "B T"]
@@ -41,6 +48,7 @@ class Reading:
     block_BS: Int[Tensor, "B S"]
     backend: str = "sdpa"
     window: int = 0
+    cuts_N4: Int[Tensor, "N 4"] | None = None
 
     def attend(self, layer: int, q, k, v) -> Float[Tensor, "B H T E"]:
         return attend(q, k, v, self)
@@ -74,6 +82,8 @@ def sdpa(q, k, v, reading: Reading):
     groups = q.shape[1] // k.shape[1]
     if groups > 1:  # `enable_gqa` takes the slow path where there is a mask
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    if reading.cuts_N4 is not None and not reading.window and q.dtype in FLASH:
+        return torch.ops.mmgpt.attend_documents(q, k, v, reading.cuts_N4, reading.block_BT)[0]
     return F.scaled_dot_product_attention(q, k, v, attn_mask=reading.mask)
 
 

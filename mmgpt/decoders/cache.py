@@ -21,7 +21,12 @@ class NoCache:
     """Nothing is kept: what is read is what was passed. For training and for single forward passes."""
 
     def reading(self, document_BT: Int[Tensor, "B T"], block_BT: Int[Tensor, "B T"], backend: str = "sdpa") -> Reading:
-        return Reading(document_BT, block_BT, document_BT, block_BT, backend)
+        cuts_N4 = None
+        if backend == "sdpa" and document_BT.device.type == "cpu":
+            from mmgpt.decoders.documents import cuts_of  # registers an operator of torch
+
+            cuts_N4 = cuts_of(document_BT, block_BT)
+        return Reading(document_BT, block_BT, document_BT, block_BT, backend, cuts_N4=cuts_N4)
 
     def extend(self, layer: int, k: Float[Tensor, "B K T E"], v: Float[Tensor, "B K T E"]) -> tuple[Tensor, Tensor]:
         return k, v

@@ -21,15 +21,16 @@ class Sampling:
 
     def __post_init__(self):
         checks = {
-            "temperature": (self.temperature, 0 <= self.temperature <= 100, "0 (greedy) to 100"),
-            "top_k": (self.top_k, self.top_k >= 0, "0 (all) or more"),
-            "top_p": (self.top_p, 0 < self.top_p <= 1, "above 0, at most 1"),
-            "min_p": (self.min_p, 0 <= self.min_p < 1, "0 to below 1"),
-            "repetition_penalty": (self.repetition_penalty, 0 < self.repetition_penalty <= 1000, "above 0, at most 1000"),
+            "temperature": (lambda x: 0 <= x <= 100, "a number from 0 (greedy) to 100"),
+            "top_k": (lambda x: x >= 0 and isinstance(x, int), "a whole number, 0 (all) or more"),
+            "top_p": (lambda x: 0 < x <= 1, "a number above 0, at most 1"),
+            "min_p": (lambda x: 0 <= x < 1, "a number from 0 to below 1"),
+            "repetition_penalty": (lambda x: 0 < x <= 1000, "a number above 0, at most 1000"),
         }
-        for name, (value, good, allowed) in checks.items():
-            if not good:
-                raise InputError(f"{name}={value}: use {allowed}")
+        for name, (good, allowed) in checks.items():
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not good(value):
+                raise InputError(f"{name}={value!r}: use {allowed}")
 
 
 GREEDY = Sampling(temperature=0.0)

@@ -18,9 +18,11 @@ from mmgpt.errors import CheckpointError, InputError, TrainingError
 from mmgpt.pack import length
 from mmgpt.train.codec import CodecTask, load_codec
 from mmgpt.train.gpt import GPTTask, Item, Mix, distortion
-from mmgpt.train.loop import Interruption, Settings, Trainer, batches, override, train
+from mmgpt.train.loop import Interruption, Trainer, train
 from mmgpt.train.muon import Muon, matrices, orthogonal
 from mmgpt.train.recipes import CodecOptions, emoji, emoji_codec, pixels, split
+from mmgpt.train.settings import Settings, override
+from mmgpt.train.task import batches
 
 NAMES = ("red apple", "small cat", "green apple", "big dog", "caption", "draw")
 PICTURES = torch.from_numpy(np.stack([np.array(picture(seed)) for seed in range(len(NAMES))])).permute(0, 3, 1, 2).contiguous()
@@ -207,15 +209,17 @@ def test_a_run_is_not_overwritten(tmp_path):
     assert tensors_of(tmp_path / "last")["step"] == 1
 
 
-def test_a_loss_that_explodes_leaves_the_last_good_save(tmp_path):
-    task = gpt_task()
+def test_a_loss_that_explodes_leaves_the_weights_alone(tmp_path):
+    """Three updates in a row are left out, then the run stops, says at which steps, and keeps what was learned before them."""
+    task, steps, kept = gpt_task(), [], []
     losses = task.losses
-    task.losses = lambda batch: losses(batch) if trainer_steps.append(1) or len(trainer_steps) < 4 else (losses(batch)[0] * torch.inf, {})
-    trainer_steps: list[int] = []
-    with pytest.raises(TrainingError, match="the loss at step 3 is inf"):
-        train(task, QUICK, tmp_path)  # which saves at the end alone
-    kept = tensors_of(tmp_path / "last")
-    assert kept["step"] == 3 and all(torch.isfinite(value).all() for value in kept.values()) and not (tmp_path / "final").exists()
+    task.losses = lambda *given: losses(*given) if steps.append(1) or len(steps) < 4 else (losses(*given)[0] * torch.inf, {})
+    with pytest.raises(TrainingError, match=r"3 updates in a row, at steps 3, 4, 5, .*the loss was inf.*lower learning_rate"):
+        train(task, replace(QUICK, save_every=3), tmp_path, show=lambda t, _: kept.append(tensors_of(tmp_path / "last")) if t.step == 4 else None)
+    last = tensors_of(tmp_path / "last")
+    assert kept[0].pop("step") == 3 and last.pop("step") == 6 and identical(kept[0], last) and not (tmp_path / "final").exists()
+    assert [one["step"] for one in json.loads((tmp_path / "bad-batch.json").read_text())] == [3, 4, 5]
+    assert [json.loads(line)["skipped"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [0, 1, 2]
 
 
 def test_a_second_interruption_ends_at_once():
@@ -239,7 +243,7 @@ def test_words_become_settings():
 def test_an_unknown_word_lists_the_known_ones():
     with pytest.raises(TrainingError, match="unknown setting 'step': known are steps, minutes, learning_rate"):
         override(Settings(), {"step": "7"})
-    with pytest.raises(TrainingError, match="unknown setting 'colour': known are batch_size, .*levels.* warmup"):
+    with pytest.raises(TrainingError, match="unknown setting 'colour': known are accumulate, batch_size, .*levels.* warmup"):
         emoji_codec({"colour": "red"})
     for words in ({"steps": "many"}, {"compile": "perhaps"}, {"betas": "a,b"}):
         with pytest.raises(TrainingError, match="expected"):
@@ -443,7 +447,7 @@ def test_workers_make_the_same_batches():
     task = gpt_task()
     alone, ahead = (batches(task, 3, workers) for workers in (0, 2))
     for _ in range(5):
-        for here, there in zip(next(alone), next(ahead), strict=True):
+        for here, there in zip(*next(alone), *next(ahead), strict=True):
             assert torch.equal(here.ids_BT, there.ids_BT) and torch.equal(here.position_BT3, there.position_BT3)
             assert all(torch.equal(a.prepared.values_NF, b.prepared.values_NF) for a, b in zip(here.inputs, there.inputs, strict=True))
 

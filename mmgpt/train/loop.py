@@ -7,8 +7,6 @@ clock: such a run goes on from where it was, but no two of them are alike.)
 
 import json
 import math
-import os
-import shutil
 import signal
 import threading
 import time
@@ -21,10 +19,11 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from mmgpt.checkpoint import read_folder, write_folder
 from mmgpt.errors import CheckpointError, TrainingError
 from mmgpt.model import evaluating
+from mmgpt.train.log import Log
 from mmgpt.train.muon import Muon, matrices
+from mmgpt.train.saves import Saves, State, about_run, begin, data_of, give_data
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,8 @@ class Settings:
     ema: float = 0.999
     seed: int = 0
     save_every: int = 500
+    keep_last: int = 2  # saved states; there must be room for one more, which is written before an old one goes
+    keep_every: int = 0  # and for good those at every so many steps; 0: none
     sample_every: int = 500  # 0: never
     log_every: int = 20
     compile: bool = False
@@ -56,14 +57,15 @@ class Settings:
             )
         if (
             not self.clip > 0
-            or self.log_every < 1
-            or min(self.warmup, self.save_every, self.sample_every, self.weight_decay, self.workers) < 0
+            or min(self.log_every, self.keep_last) < 1
+            or min(self.warmup, self.save_every, self.keep_every, self.sample_every, self.weight_decay, self.workers) < 0
             or len(self.betas) != 2
         ):
             raise TrainingError(
-                f"clip={self.clip}, log_every={self.log_every}, warmup={self.warmup}, save_every={self.save_every}, "
+                f"clip={self.clip}, log_every={self.log_every}, keep_last={self.keep_last}, warmup={self.warmup}, "
+                f"save_every={self.save_every}, keep_every={self.keep_every}, "
                 f"sample_every={self.sample_every}, weight_decay={self.weight_decay}, betas={self.betas}: "
-                "use a clip above 0, log_every of at least 1, two betas, the rest 0 or more"
+                "use a clip above 0, log_every and keep_last of at least 1, two betas, the rest 0 or more"
             )
 
 
@@ -138,33 +140,24 @@ class Trainer:
                 moments |= {f"{name}:{key}": value for key, value in optimizer.state.get(p, {}).items()}
         weights = {name: p.detach() for name, p in self.parameters.items()}
         about = {"step": self.step, "spent": self.spent, "settings": asdict(self.settings)}
-        return {"weights.safetensors": weights, "average.safetensors": self.average, "optimizer.safetensors": moments}, {
-            "run.json": json.dumps(about)
-        }
+        files = {"weights.safetensors": weights, "average.safetensors": self.average, "optimizer.safetensors": moments}
+        return files, {"run.json": json.dumps(about), **data_of(self.task)}
 
-    def save(self, folder: Path) -> None:
-        write_folder(folder / "last", *self.state())
+    def save(self, saves: Saves) -> None:
+        saves.save(self.step, *self.state())
 
-    def resume(self, folder: Path) -> None:
-        """Goes on from `folder/last`. Shapes must be those of this task's model."""
-        tensors, texts = read_folder(folder / "last")
-        about = json.loads(texts["run.json"])
-        if set(tensors["weights.safetensors"]) != set(self.parameters):
-            raise CheckpointError(f"{folder / 'last'} holds another model: start in a new folder, or use the recipe it was trained with")
-        first, asked = about["settings"], self.settings
-        if first["seed"] != asked.seed:
-            raise TrainingError(f"{folder / 'last'} was trained with seed={first['seed']}, not {asked.seed}: repeat the words of the first start")
-        if first.get("muon", False) != asked.muon:
-            raise TrainingError(
-                f"{folder / 'last'} was trained with muon={first.get('muon', False)}, not {asked.muon}: repeat the words of the first start"
-            )
+    def resume(self, state: State) -> None:
+        """Goes on from a saved state. Shapes must be those of this task's model."""
+        tensors, about = state.tensors, about_run(state, set(self.parameters), asdict(self.settings))
         self.step, self.spent = about["step"], about["spent"]
+        first, asked = about["settings"], self.settings
         if self.progress >= 1 and (first["steps"], first["minutes"]) != (asked.steps, asked.minutes):
             raise TrainingError(
-                f"{folder / 'last'} has {self.step} steps and {self.spent / 60:.1f} minutes behind it, "
+                f"{state.path} has {self.step} steps and {self.spent / 60:.1f} minutes behind it, "
                 f"of steps={first['steps']} minutes={first['minutes']}; "
                 f"steps={asked.steps} minutes={asked.minutes} are over already: repeat the words of the first start, or ask for more"
             )
+        give_data(self.task, state)
         load_into(self.parameters, tensors["weights.safetensors"])
         load_into(self.average, tensors["average.safetensors"])
         moments: dict[str, dict[str, Tensor]] = {name: {} for name in self.parameters}
@@ -254,56 +247,44 @@ class Interruption:
             signal.signal(number, handler)
 
 
-def train(task: Task, settings: Settings, folder: str | Path, resume: bool = False, show: Callable | None = None) -> Trainer:
-    """Runs the loop to its end: writes `folder/last` to go on from, `folder/log.jsonl`, samples, and `folder/final` to use.
+def train(task: Task, settings: Settings, folder: str | Path, resume: bool | str = False, show: Callable | None = None) -> Trainer:
+    """Runs the loop to its end: writes states to go on from (`saves.py`), `folder/log.jsonl`, samples, and `folder/final` to use.
 
-    Ctrl-C saves, then raises KeyboardInterrupt. `show(trainer, figures)` is called after every update.
+    `resume`: False begins, True goes on, "auto" goes on where there is something. Ctrl-C saves, then raises KeyboardInterrupt.
+    `show(trainer, figures)` is called after every update.
     """
     folder = Path(folder)
-    if (folder / "last").exists() and not resume:
-        raise TrainingError(f"{folder / 'last'} exists: pass resume=true to go on with that run, or another folder")
     folder.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(settings.seed)
-    trainer = Trainer(task, settings)
-    if resume:
-        recover(folder)
-        trainer.resume(folder)
-    saved = trainer.step
-    with open(folder / "log.jsonl", "a") as log, Interruption() as interruption:
+    with Log(folder) as log, Interruption() as interruption, Saves(folder, settings.keep_last, settings.keep_every, log.say) as saves:
+        state = begin(folder, resume, log.say)
+        torch.manual_seed(settings.seed)
+        trainer = Trainer(task, settings)
+        if state is not None:
+            trainer.resume(state)
+        saved, state = trainer.step, None  # its memory is free again
         while trainer.progress < 1 and not interruption.asked:
             try:
                 figures = trainer.update()
             except TrainingError:  # found before anything was updated: what was learned so far is kept
                 if trainer.step > saved:
-                    trainer.save(folder)
+                    trainer.save(saves)
                 raise
             if trainer.step % settings.log_every == 0 or trainer.progress >= 1:
-                log.write(json.dumps({"step": trainer.step, "minutes": round(trainer.spent / 60, 3), **figures}) + "\n")
-                log.flush()
+                log.write({"step": trainer.step, "minutes": round(trainer.spent / 60, 3), **figures})
             if show is not None:
                 show(trainer, figures)
             if settings.save_every and trainer.step % settings.save_every == 0:
-                trainer.save(folder)
+                trainer.save(saves)
                 saved = trainer.step
             if settings.sample_every and trainer.step % settings.sample_every == 0:
                 sampled(trainer, folder)
         if trainer.step > saved:
-            trainer.save(folder)
-    if interruption.asked:
-        raise KeyboardInterrupt(f"stopped after step {trainer.step}, saved in {folder / 'last'}: resume=true goes on")
-    task.export(folder / "final", trainer.average)
+            trainer.save(saves)
+        if interruption.asked:
+            saves.close()  # says so where it could not be saved
+            raise KeyboardInterrupt(f"stopped after step {trainer.step}, saved in {folder}: resume=true goes on")
+        task.export(folder / "final", trainer.average)
     return trainer
-
-
-def recover(folder: Path) -> None:
-    """Puts back a `last` that a stop between two renames left as `last.old-...`, and removes what was half written."""
-    for half in folder.glob("last.new-*"):
-        shutil.rmtree(half)
-    old = sorted(folder.glob("last.old-*"), key=lambda path: path.stat().st_mtime)
-    if not (folder / "last").exists() and old:
-        os.replace(old[-1], folder / "last")
-    if not (folder / "last").exists():
-        raise TrainingError(f"{folder} holds 0 saved states to go on from: leave resume out, or name the folder of the run")
 
 
 def sampled(trainer: Trainer, folder: Path) -> None:

@@ -221,7 +221,8 @@ def train(options: argparse.Namespace) -> None:
     except KeyboardInterrupt:
         print(f"what was learned is in {job.out}: add resume=true to go on", file=sys.stderr)
         raise
-    print(f"{job.out}/final after {trainer.step} steps and {trainer.spent / 60:.1f} minutes")
+    if trainer.ranks.first:
+        print(f"{job.out}/final after {trainer.step} steps and {trainer.spent / 60:.1f} minutes")
 
 
 def recipes() -> str:
@@ -229,7 +230,7 @@ def recipes() -> str:
     from dataclasses import is_dataclass
 
     from mmgpt.train import recipes
-    from mmgpt.train.loop import Settings
+    from mmgpt.train.settings import Settings
 
     lines = ["recipes, and what they are set to:"]
     for name in recipes.RECIPES:

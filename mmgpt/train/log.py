@@ -14,11 +14,14 @@ NAME = "log.jsonl"
 class Log:
     """`with Log(folder) as log: log.write({"step": 1})`. A full disk costs lines, never the run; a line that a stop cut in two spoils no other."""
 
-    def __init__(self, folder: str | Path):
-        self.path = Path(folder) / NAME
+    def __init__(self, folder: str | Path, writes: bool = True):
+        self.path, self.handle, self.torn, self.broken = Path(folder) / NAME, None, False, False
+        self.writes = writes  # of several processes that train together, the first
 
     def __enter__(self) -> "Log":
-        self.handle, self.broken = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666), False
+        if not self.writes:
+            return self
+        self.handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         try:
             reserve(self.handle, self.path.parent)
         except TrainingError:
@@ -29,9 +32,12 @@ class Log:
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self.handle)
+        if self.handle is not None:
+            os.close(self.handle)
 
     def write(self, figures: dict) -> None:
+        if self.handle is None:
+            return
         line = ("\n" if self.torn else "") + json.dumps(figures) + "\n"
         try:
             self.torn = os.write(self.handle, line.encode()) < len(line.encode())

@@ -1,5 +1,6 @@
 """Recipes: Python functions that build a task and its settings from `key=value` words. `RECIPES` lists them."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from io import BytesIO
@@ -10,8 +11,9 @@ from torch import Tensor
 
 from mmgpt.decoders.transformer import decoder_preset
 from mmgpt.errors import TrainingError
-from mmgpt.train.loop import Settings, Task, override
 from mmgpt.train.saves import how_to_begin
+from mmgpt.train.settings import Settings, override
+from mmgpt.train.task import Task
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,9 @@ def device_of(name: str) -> torch.device:
         raise TrainingError(f"device={name}: use cpu or cuda") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise TrainingError("device=cuda: this machine shows 0 CUDA devices to torch; leave device out")
+    if device == torch.device("cuda") and "LOCAL_RANK" in os.environ:  # torchrun: each process its own
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
     return device
 
 

@@ -12,6 +12,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from threading import Thread
 
@@ -19,9 +20,10 @@ import torch
 from torch import Tensor
 
 from mmgpt.checkpoint import MANIFEST, parsed, read_folder, read_manifest, write_folder
-from mmgpt.errors import CheckpointError, TrainingError, VersionError
+from mmgpt.errors import CheckpointError, MmgptError, TrainingError, VersionError
 from mmgpt.tensorfile import AGAIN
 from mmgpt.train.log import tell
+from mmgpt.train.ranks import ALONE, Ranks
 
 STEP = re.compile(r"step-(\d{7,})")
 LAST = "last"
@@ -201,6 +203,21 @@ def begin(folder: Path, resume: bool | str = False, say: Callable[[str], None] =
     return state
 
 
+def begun(folder: Path, resume: bool | str, say: Callable[[str], None], ranks: Ranks) -> State | None:
+    """`begin`, by the first rank; all others read what it has found, or end as it does."""
+    state, failure = None, None
+    try:
+        state = begin(folder, resume, say) if ranks.first else None
+    except (MmgptError, OSError) as error:
+        failure = error
+    said = ranks.all({"path": str(state.path) if state else "", "failure": str(failure or "")})[0]
+    if failure is not None:
+        raise failure
+    if said["failure"]:
+        raise TrainingError(said["failure"])
+    return State(Path(said["path"]), *read_folder(said["path"])) if said["path"] and not ranks.first else state
+
+
 # --- what is in a state -----------------------------------------------------------------------------------------------------------------
 
 FILES = ("weights.safetensors", "average.safetensors", "optimizer.safetensors")
@@ -222,9 +239,23 @@ def about_run(state: State, names: set[str], asked: Mapping) -> dict:
     return about
 
 
-def data_of(task: object) -> dict[str, str]:
-    """Where a task's data have a state of their own (`data_state() -> dict`), the text that holds it."""
-    return {"data.json": json.dumps(task.data_state(), allow_nan=False)} if hasattr(task, "data_state") else {}
+def data_of(task: object, ranks: Ranks = ALONE) -> dict[str, str]:
+    """Where a task's data have a state of their own (`data_state() -> dict`), the text that holds it: those of all ranks, laid over each other."""
+    if not hasattr(task, "data_state"):
+        return {}
+    whole = reduce(laid_over, (said["data"] for said in ranks.all({"data": task.data_state()})))
+    return {"data.json": json.dumps(whole, allow_nan=False)}
+
+
+def laid_over(one: dict, other: dict, path: str = "") -> dict:
+    """{"seed": 7, "lanes": {"0": a}} and {"seed": 7, "lanes": {"1": b}} -> {"seed": 7, "lanes": {"0": a, "1": b}}"""
+    both = dict(one)
+    for key, value in other.items():
+        if isinstance(value, dict) and isinstance(both.get(key), dict):
+            both[key] = laid_over(both[key], value, f"{path}{key}.")
+        elif both.setdefault(key, value) != value:
+            raise TrainingError(f"data_state(): {path}{key} is {both[key]!r} on one rank, {value!r} on another: give each a name of its own")
+    return both
 
 
 def give_data(task: object, state: State) -> None:

@@ -21,6 +21,7 @@ from mmgpt.train.gpt import GPTTask, Item, Mix, distortion
 from mmgpt.train.loop import Interruption, Trainer, train
 from mmgpt.train.muon import Muon, matrices, orthogonal
 from mmgpt.train.recipes import CodecOptions, emoji, emoji_codec, pixels, split
+from mmgpt.train.saves import newest_good
 from mmgpt.train.settings import Settings, override
 from mmgpt.train.task import batches
 
@@ -42,11 +43,15 @@ def small_codec(stride=(8, 4), levels=(4, 4), seed: int = 0) -> ImageCodec:
 
 
 def tensors_of(folder) -> dict[str, torch.Tensor]:
-    """All that a run goes on from, but its clock."""
-    files, texts = read_folder(folder)
+    """All that a run goes on from, but its clock: of its newest state."""
+    files, texts = state_of(folder).tensors, state_of(folder).texts
     return {f"{file} {name}": value for file, named in files.items() for name, value in named.items()} | {
         "step": torch.tensor(json.loads(texts["run.json"])["step"])
     }
+
+
+def state_of(run):
+    return newest_good(run)[0]
 
 
 def identical(one: dict, other: dict) -> bool:
@@ -79,7 +84,7 @@ def test_resumed_is_uninterrupted(muon, tmp_path):
     """Stopped after 1, 2 and 5 updates: weights, average, optimizer, batches and dropout are those of a run that was never stopped, bit for bit."""
     quick = replace(QUICK, muon=muon)
     whole = train(gpt_task(dropout=0.2), quick, tmp_path / "whole")
-    wanted = tensors_of(tmp_path / "whole" / "last")
+    wanted = tensors_of(tmp_path / "whole")
     assert wanted["step"] == 6 and sum("exp_avg_sq" in name or ":momentum" in name for name in wanted) == len(whole.parameters)
     for stop in (1, 2, 5):
         folder = tmp_path / str(stop)
@@ -90,10 +95,10 @@ def test_resumed_is_uninterrupted(muon, tmp_path):
 
         with pytest.raises(KeyboardInterrupt, match=f"stopped after step {stop}"):
             train(gpt_task(dropout=0.2), quick, folder, show=interrupt)
-        assert tensors_of(folder / "last")["step"] == stop and not (folder / "final").exists()
+        assert tensors_of(folder)["step"] == stop and not (folder / "final").exists()
         torch.manual_seed(stop)  # whatever the process drew meanwhile
         train(gpt_task(dropout=0.2), quick, folder, resume=True)
-        assert identical(tensors_of(folder / "last"), wanted), stop
+        assert identical(tensors_of(folder), wanted), stop
         assert identical(read_folder(folder / "final")[0]["model.safetensors"], read_folder(tmp_path / "whole" / "final")[0]["model.safetensors"])
 
 
@@ -101,7 +106,7 @@ def test_a_run_keeps_its_optimizer(tmp_path):
     train(gpt_task(), replace(QUICK, steps=1, muon=True), tmp_path)
     trainer = Trainer(gpt_task(), QUICK)
     with pytest.raises(TrainingError, match="muon=True, not False"):
-        trainer.resume(tmp_path)
+        trainer.resume(state_of(tmp_path))
     assert trainer.step == 0
 
 
@@ -141,7 +146,7 @@ def test_muon_is_for_layers():
 
 def test_a_run_is_its_seed(tmp_path):
     first, again, other = (train(gpt_task(seed), QUICK, tmp_path / name) for seed, name in [(0, "a"), (0, "b"), (1, "c")])
-    assert identical(tensors_of(tmp_path / "a" / "last"), tensors_of(tmp_path / "b" / "last"))
+    assert identical(tensors_of(tmp_path / "a"), tensors_of(tmp_path / "b"))
     assert gap(first.average["table.weight"], other.average["table.weight"]) > 1e-4 and first.step == again.step == 6
 
 
@@ -149,9 +154,9 @@ def test_one_direction_alone_resumes(tmp_path):
     """Where the picture encoder gets no gradient it has no moments to save, nor to load."""
     train(gpt_task(captions=0), QUICK, tmp_path / "whole")
     train(gpt_task(captions=0), Settings(**vars(QUICK) | {"steps": 3}), tmp_path / "parts")
-    assert not any("encoders" in name and "exp_avg" in name for name in tensors_of(tmp_path / "parts" / "last"))
+    assert not any("encoders" in name and "exp_avg" in name for name in tensors_of(tmp_path / "parts"))
     trainer = Trainer(gpt_task(captions=0), QUICK)
-    trainer.resume(tmp_path / "parts")
+    trainer.resume(state_of(tmp_path / "parts"))
     assert trainer.step == 3
 
 
@@ -182,7 +187,7 @@ def test_samples_are_of_the_average_and_leave_the_run_alone(tmp_path):
         if every:
             assert [gap(weight, averages[at]) for (weight, _, _), at in zip(seen, (1, 3, 5), strict=True)] == [0, 0, 0]
             assert not any(training for _, training, _ in seen) and task.model.training
-    assert identical(tensors_of(tmp_path / "with" / "last"), tensors_of(tmp_path / "without" / "last"))
+    assert identical(tensors_of(tmp_path / "with"), tensors_of(tmp_path / "without"))
 
 
 def test_the_rate_rises_stays_and_falls():
@@ -206,7 +211,7 @@ def test_a_run_is_not_overwritten(tmp_path):
     other.model = tiny_gpt(depth=3)
     with pytest.raises(CheckpointError, match="holds another model"):
         train(other, QUICK, tmp_path, resume=True)
-    assert tensors_of(tmp_path / "last")["step"] == 1
+    assert tensors_of(tmp_path)["step"] == 1
 
 
 def test_a_loss_that_explodes_leaves_the_weights_alone(tmp_path):
@@ -215,8 +220,8 @@ def test_a_loss_that_explodes_leaves_the_weights_alone(tmp_path):
     losses = task.losses
     task.losses = lambda *given: losses(*given) if steps.append(1) or len(steps) < 4 else (losses(*given)[0] * torch.inf, {})
     with pytest.raises(TrainingError, match=r"3 updates in a row, at steps 3, 4, 5, .*the loss was inf.*lower learning_rate"):
-        train(task, replace(QUICK, save_every=3), tmp_path, show=lambda t, _: kept.append(tensors_of(tmp_path / "last")) if t.step == 4 else None)
-    last = tensors_of(tmp_path / "last")
+        train(task, replace(QUICK, save_every=3), tmp_path, show=lambda t, _: kept.append(tensors_of(tmp_path)) if t.step == 4 else None)
+    last = tensors_of(tmp_path)
     assert kept[0].pop("step") == 3 and last.pop("step") == 6 and identical(kept[0], last) and not (tmp_path / "final").exists()
     assert [one["step"] for one in json.loads((tmp_path / "bad-batch.json").read_text())] == [3, 4, 5]
     assert [json.loads(line)["skipped"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [0, 1, 2]

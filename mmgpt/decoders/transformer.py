@@ -47,6 +47,9 @@ class DecoderConfig:
     windowed: tuple[int, ...] = ()
 
     def __post_init__(self):
+        sizes = (self.width, self.depth, self.num_heads, self.num_kv_heads, self.head_width, self.mlp_width)
+        if min(sizes) < 1:
+            raise InputError(f"a decoder of sizes {sizes} (width, depth, heads, key/value heads, head_width, mlp_width): use at least 1 of each")
         if self.qk_norm not in QK_NORMS:
             raise InputError(f"qk_norm={self.qk_norm!r}: use one of {', '.join(map(repr, QK_NORMS))}")
         if self.rope_frequencies and len(self.rope_frequencies) != self.head_width // 2:

@@ -7,8 +7,6 @@ clock: such a run goes on from where it was, but no two of them are alike.)
 
 import json
 import math
-import os
-import shutil
 import signal
 import tempfile
 import threading
@@ -21,11 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmgpt.checkpoint import read_folder, write_folder
 from mmgpt.errors import CheckpointError, TrainingError
 from mmgpt.model import evaluating
+from mmgpt.train.log import Log
 from mmgpt.train.optimizers import optimizers
 from mmgpt.train.ranks import ALONE, Ranks, joined, like, local, locals_of, sharded, whole
+from mmgpt.train.saves import Saves, State, about_run, begun, data_of, give_data
 from mmgpt.train.settings import Settings
 from mmgpt.train.task import Task, batches, introduce
 from mmgpt.train.watch import added, finite, gradient_squares, matmul_rate, parts_of, speed_of, work_of
@@ -151,12 +150,13 @@ class Trainer:
         weights = {name: whole(p) for name, p in self.parameters.items()}
         average = {name: whole(value) for name, value in self.average.items()}
         about = {"step": self.step, "spent": self.spent, "settings": asdict(self.settings), "skipped": self.skipped, "bad": self.bad}
-        return {"weights.safetensors": weights, "average.safetensors": average, "optimizer.safetensors": moments}, {"run.json": json.dumps(about)}
+        files = {"weights.safetensors": weights, "average.safetensors": average, "optimizer.safetensors": moments}
+        return files, {"run.json": json.dumps(about), **data_of(self.task, self.ranks)}
 
-    def save(self, folder: Path) -> None:
+    def save(self, saves: Saves) -> None:
         state = self.state()  # of all ranks
         if self.ranks.first:
-            write_folder(folder / "last", *state)
+            saves.save(self.step, *state)
 
     def export(self, folder: Path) -> None:
         """The finished model: its averaged weights, and what was never trained."""
@@ -165,26 +165,18 @@ class Trainer:
         if self.ranks.first:
             self.task.export(folder, weights)
 
-    def resume(self, folder: Path) -> None:
-        """Goes on from `folder/last`. Shapes must be those of this task's model."""
-        tensors, texts = read_folder(folder / "last")
-        about = json.loads(texts["run.json"])
-        if set(tensors["weights.safetensors"]) != set(self.parameters):
-            raise CheckpointError(f"{folder / 'last'} holds another model: start in a new folder, or use the recipe it was trained with")
+    def resume(self, state: State) -> None:
+        """Goes on from a saved state. Shapes must be those of this task's model."""
+        tensors, about = state.tensors, about_run(state, set(self.parameters), asdict(self.settings))
         first, asked = about["settings"], self.settings
-        if first["seed"] != asked.seed:
-            raise TrainingError(f"{folder / 'last'} was trained with seed={first['seed']}, not {asked.seed}: repeat the words of the first start")
-        if first.get("muon", False) != asked.muon:
-            raise TrainingError(
-                f"{folder / 'last'} was trained with muon={first.get('muon', False)}, not {asked.muon}: repeat the words of the first start"
-            )
         self.step, self.spent, self.skipped, self.bad = about["step"], about["spent"], about.get("skipped", 0), about.get("bad", [])
         if self.progress >= 1 and (first["steps"], first["minutes"]) != (asked.steps, asked.minutes):
             raise TrainingError(
-                f"{folder / 'last'} has {self.step} steps and {self.spent / 60:.1f} minutes behind it, "
+                f"{state.path} has {self.step} steps and {self.spent / 60:.1f} minutes behind it, "
                 f"of steps={first['steps']} minutes={first['minutes']}; "
                 f"steps={asked.steps} minutes={asked.minutes} are over already: repeat the words of the first start, or ask for more"
             )
+        give_data(self.task, state)
         load_into(self.parameters, tensors["weights.safetensors"])
         load_into(self.average, tensors["average.safetensors"])
         moments: dict[str, dict[str, Tensor]] = {name: {} for name in self.parameters}
@@ -225,67 +217,63 @@ class Interruption:
             signal.signal(number, handler)
 
 
-def train(task: Task, settings: Settings, folder: str | Path, resume: bool = False, show: Callable | None = None) -> Trainer:
-    """Runs the loop to its end: writes `folder/last` to go on from, `folder/log.jsonl`, samples, and `folder/final` to use.
+def train(task: Task, settings: Settings, folder: str | Path, resume: bool | str = False, show: Callable | None = None) -> Trainer:
+    """Runs the loop to its end: writes states to go on from (`saves.py`), `folder/log.jsonl`, samples, and `folder/final` to use.
 
-    Ctrl-C saves, then raises KeyboardInterrupt. `show(trainer, figures)` is called after every update. Where torchrun has started
-    several processes they do it together, and the first alone shows, logs and writes; all must see the same folder.
+    `resume`: False begins, True goes on, "auto" goes on where there is something. Ctrl-C saves, then raises KeyboardInterrupt.
+    `show(trainer, figures)` is called after every update. Where torchrun has started several processes they do it together, and the
+    first alone shows, logs and writes; all must see the same folder.
     """
     with joined(next(task.model.parameters()).device, settings.timeout) as ranks:
-        return run(task, settings, Path(folder), resume, show, ranks)
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        with (
+            Log(folder, ranks.first) as log,
+            Interruption() as interruption,
+            Saves(folder, settings.keep_last, settings.keep_every, log.say) as saves,
+        ):
+            trainer = started(task, settings, begun(folder, resume, log.say, ranks), ranks)
+            run(trainer, folder, log, saves, interruption, show)
+            if trainer.progress < 1:
+                saves.close()  # says so where it could not be saved
+                raise KeyboardInterrupt(f"stopped after step {trainer.step}, saved in {folder}: resume=true goes on")
+            trainer.export(folder / "final")
+        return trainer
 
 
-def run(task: Task, settings: Settings, folder: Path, resume: bool, show: Callable | None, ranks: Ranks) -> Trainer:
-    if (folder / "last").exists() and not resume:
-        raise TrainingError(f"{folder / 'last'} exists: pass resume=true to go on with that run, or another folder")
-    folder.mkdir(parents=True, exist_ok=True)
+def started(task: Task, settings: Settings, state: State | None, ranks: Ranks) -> Trainer:
     torch.manual_seed(settings.seed)
     trainer = Trainer(task, settings, ranks)
     if hasattr(task, "work"):
         trainer.peak = trainer.peak or matmul_rate(next(task.model.parameters()).device)
-    if resume:
-        if ranks.first:
-            recover(folder)
-        ranks.wait()
-        trainer.resume(folder)
-    saved = trainer.step
-    with open(folder / "log.jsonl" if ranks.first else os.devnull, "a") as log, Interruption() as interruption:
-        while trainer.progress < 1 and not ranks.any(interruption.asked):
-            try:
-                figures = trainer.update()
-            except TrainingError:  # what was learned so far is kept, if no other rank has to be waited for, or all are here
-                if trainer.step > saved and (ranks.world == 1 or trainer.stuck):
-                    trainer.save(folder)
-                if trainer.stuck and ranks.first:
-                    (folder / "bad-batch.json").write_text(json.dumps(trainer.bad, indent=1) + "\n")
-                raise
-            if trainer.step % settings.log_every == 0 or trainer.progress >= 1 or trainer.bad:
-                log.write(json.dumps({"step": trainer.step, "minutes": round(trainer.spent / 60, 3), **figures}) + "\n")
-                log.flush()
-            if show is not None and ranks.first:
-                show(trainer, figures)
-            if settings.save_every and trainer.step % settings.save_every == 0:
-                trainer.save(folder)
-                saved = trainer.step
-            if settings.sample_every and trainer.step % settings.sample_every == 0:
-                sampled(trainer, folder)
-        if trainer.step > saved:
-            trainer.save(folder)
-    if trainer.progress < 1:
-        raise KeyboardInterrupt(f"stopped after step {trainer.step}, saved in {folder / 'last'}: resume=true goes on")
-    trainer.export(folder / "final")
+    if state is not None:
+        trainer.resume(state)
     return trainer
 
 
-def recover(folder: Path) -> None:
-    """Puts back a `last` that a stop between two renames left as `last.old-...`, and removes what was half written."""
-    for half in folder.glob("last.new-*"):
-        shutil.rmtree(half)
-    old = sorted(folder.glob("last.old-*"), key=lambda path: path.stat().st_mtime)
-    if not (folder / "last").exists() and old:
-        os.replace(old[-1], folder / "last")
-    if not (folder / "last").exists():
-        raise TrainingError(f"{folder} holds 0 saved states to go on from: leave resume out, or name the folder of the run")
+def run(trainer: Trainer, folder: Path, log: Log, saves: Saves, interruption: "Interruption", show: Callable | None) -> None:
+    """Updates until the end, or until somebody asks for it; the last state is saved."""
+    settings, ranks, saved = trainer.settings, trainer.ranks, trainer.step
+    while trainer.progress < 1 and not ranks.any(interruption.asked):
+        try:
+            figures = trainer.update()
+        except TrainingError:  # what was learned so far is kept, if no other rank has to be waited for, or all are here
+            if trainer.step > saved and (ranks.world == 1 or trainer.stuck):
+                trainer.save(saves)
+            if trainer.stuck and ranks.first:
+                (folder / "bad-batch.json").write_text(json.dumps(trainer.bad, indent=1) + "\n")
+            raise
+        if trainer.step % settings.log_every == 0 or trainer.progress >= 1 or trainer.bad:
+            log.write({"step": trainer.step, "minutes": round(trainer.spent / 60, 3), **figures})
+        if show is not None and ranks.first:
+            show(trainer, figures)
+        if settings.save_every and trainer.step % settings.save_every == 0:
+            trainer.save(saves)
+            saved = trainer.step
+        if settings.sample_every and trainer.step % settings.sample_every == 0:
+            sampled(trainer, folder)
+    if trainer.step > saved:
+        trainer.save(saves)
 
 
 def sampled(trainer: Trainer, folder: Path) -> None:

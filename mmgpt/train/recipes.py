@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mmgpt.decoders.transformer import decoder_preset
 from mmgpt.errors import TrainingError
+from mmgpt.train.saves import how_to_begin
 from mmgpt.train.settings import Settings, override
 from mmgpt.train.task import Task
 
@@ -22,7 +23,7 @@ class Job:
     task: Task
     settings: Settings
     out: str
-    resume: bool = False
+    resume: str = "false"  # or true, or auto
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class CodecOptions:
 
     data: str = "emoji.parquet"
     out: str = "runs/emoji-codec"
-    resume: bool = False
+    resume: str = "false"
     stride: tuple = (8, 4)
     levels: tuple = (8, 8, 8, 8)
     width: int = 64
@@ -60,7 +61,7 @@ class EmojiOptions:
     out: str = "runs/emoji"
     codec: str = "runs/emoji-codec/final"
     init: str = ""
-    resume: bool = False
+    resume: str = "false"
     leave_out: str = ""
     depth: int = 6
     width: int = 256
@@ -127,7 +128,7 @@ class PictureOptions:
     init: str = "emoji"
     text: str = ""
     question: str = "caption:"
-    resume: bool = False
+    resume: str = "false"
     captions: int = 16
     draws: int = 16
     drop: float = 0.1
@@ -203,6 +204,7 @@ def split(options, settings: Settings, words: dict[str, str]):
     unknown = [key for key in words if key not in mine | loops]
     if unknown:
         raise TrainingError(f"unknown setting {unknown[0]!r}: known are {', '.join(sorted(mine | loops))}")
+    how_to_begin(words.get("resume", False))
     if "steps" in words and "minutes" not in words:
         settings = replace(settings, minutes=0.0)  # a length in steps replaces the recipe's own in minutes
     return override(options, {k: v for k, v in words.items() if k in mine}), override(settings, {k: v for k, v in words.items() if k in loops})

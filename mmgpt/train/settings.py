@@ -23,6 +23,8 @@ class Settings:
     ema: float = 0.999
     seed: int = 0
     save_every: int = 500
+    keep_last: int = 2  # saved states; there must be room for one more, which is written before an old one goes
+    keep_every: int = 0  # and for good those at every so many steps; 0: none
     sample_every: int = 500  # 0: never
     log_every: int = 20
     compile: bool = False
@@ -39,16 +41,16 @@ class Settings:
             )
         if (
             not self.clip > 0
-            or min(self.log_every, self.accumulate) < 1
+            or min(self.log_every, self.accumulate, self.keep_last) < 1
             or not self.timeout > 0
-            or min(self.warmup, self.save_every, self.sample_every, self.weight_decay, self.workers, self.peak) < 0
+            or min(self.warmup, self.save_every, self.keep_every, self.sample_every, self.weight_decay, self.workers, self.peak) < 0
             or len(self.betas) != 2
         ):
             raise TrainingError(
                 f"clip={self.clip}, log_every={self.log_every}, warmup={self.warmup}, save_every={self.save_every}, "
                 f"sample_every={self.sample_every}, weight_decay={self.weight_decay}, betas={self.betas}, accumulate={self.accumulate}, "
-                f"timeout={self.timeout}, workers={self.workers}, peak={self.peak}: "
-                "use a clip and a timeout above 0, log_every and accumulate of at least 1, two betas, the rest 0 or more"
+                f"timeout={self.timeout}, workers={self.workers}, peak={self.peak}, keep_last={self.keep_last}, keep_every={self.keep_every}: "
+                "use a clip and a timeout above 0, log_every, accumulate and keep_last of at least 1, two betas, the rest 0 or more"
             )
 
 

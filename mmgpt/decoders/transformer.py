@@ -7,6 +7,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from mmgpt.decoders.attention import Attends
 from mmgpt.decoders.cache import Cache, NoCache, Remembers
@@ -123,8 +124,14 @@ class Block(nn.Module):
         self.mlp = SwiGLU(config)
         self.dropout = nn.Dropout(config.dropout)
         self.norm_after = config.norm_after
+        self.recompute = False  # in training: keep what comes in alone, and compute the rest again for the backward pass
 
     def forward(self, x_BTD: Float[Tensor, "B T D"], cos, sin, reading: Attends, cache: Remembers) -> Float[Tensor, "B T D"]:
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(self.compute, x_BTD, cos, sin, reading, cache, use_reentrant=False)
+        return self.compute(x_BTD, cos, sin, reading, cache)
+
+    def compute(self, x_BTD: Float[Tensor, "B T D"], cos, sin, reading: Attends, cache: Remembers) -> Float[Tensor, "B T D"]:
         if self.norm_after:
             x_BTD = x_BTD + self.dropout(self.attention_norm(self.attention(x_BTD, cos, sin, reading, cache)))
             return x_BTD + self.dropout(self.mlp_norm(self.mlp(x_BTD)))

@@ -37,6 +37,7 @@ class Mix:
     `augment`: pictures that are read are distorted, by `strength` times the usual; above 1 they are also bent and lose their colours at times.
     `hide`: half of the drawings are learned with up to this share of their own codes hidden from the codes behind them. A code
     follows from its neighbours almost without the words, so that words are learned late; hidden neighbours leave only the words.
+    `z_loss`: weight of a cost that keeps scores from growing, see `decoders.heads.Head.loss`; 1e-4 is usual.
     """
 
     captions: int = 24
@@ -48,10 +49,13 @@ class Mix:
     augment: bool = True
     strength: float = 1.0
     hide: float = 0.0
+    z_loss: float = 0.0
 
     def __post_init__(self):
         if not 0 < self.strength <= 3:
             raise TrainingError(f"strength={self.strength}: pictures are distorted above 0, up to 3 times as much as usual")
+        if not 0 <= self.z_loss < 1:
+            raise TrainingError(f"z_loss={self.z_loss}: use 0 (none) to below 1; 0.0001 is usual")
         if min(self.captions, self.draws) < 0 or self.captions + self.draws == 0 or not (0 <= self.drop <= 1 and 0 <= self.hide <= 1):
             raise TrainingError(
                 f"captions={self.captions}, draws={self.draws}, drop={self.drop}, hide={self.hide}: "
@@ -156,7 +160,7 @@ class GPTTask:
         """Each head's mean loss, weighted; the figures are nats a target. `counts`: the targets of the whole that this is a part of."""
         found: dict[str, list[Tensor]] = {}
         for stream in batch:
-            for name, loss_N in self.model.losses(stream.to(self.model.device), self.backend).items():
+            for name, loss_N in self.model.losses(stream.to(self.model.device), self.backend, self.mix.z_loss).items():
                 found.setdefault(name, []).append(loss_N)
         counts = counts or self.counts(batch)
         by_head = {name: torch.cat(losses).sum() / counts[name] for name, losses in found.items()}

@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,11 @@ from mmgpt.errors import CheckpointError, TrainingError
 from mmgpt.model import evaluating
 from mmgpt.train.log import Log
 from mmgpt.train.optimizers import optimizers
-from mmgpt.train.ranks import ALONE, Ranks, joined, like, local, locals_of, sharded, whole
+from mmgpt.train.ranks import ALONE, Ranks, blocks, joined, like, local, locals_of, sharded, whole
 from mmgpt.train.saves import Saves, State, about_run, begun, data_of, give_data
 from mmgpt.train.settings import Settings
 from mmgpt.train.task import Task, batches, introduce
-from mmgpt.train.watch import added, finite, gradient_squares, matmul_rate, parts_of, speed_of, work_of
+from mmgpt.train.watch import Board, Drift, Look, added, finite, gradient_squares, matmul_rate, parts_of, speed_of, work_of
 
 MOST_SKIPPED = 3  # updates in a row that are not finite, before a run stops
 
@@ -42,6 +43,8 @@ class Trainer:
         self.after = 0.0  # seconds that the last update took after all ranks had spoken
         self.peak = settings.peak * 1e12  # operations a second of one device
         introduce(task, ranks, settings.accumulate)
+        for block in blocks(task.model):
+            block.recompute = settings.recompute
         if settings.compile:
             task.compile()
         ranks.shard(task.model)
@@ -74,12 +77,15 @@ class Trainer:
         wait = time.perf_counter() - begin
         counts = added(self.ranks.all(added(self.task.counts(part) for part in mine))) if hasattr(self.task, "counts") else None
         # 2. gradients: of weights that are sharded, this rank's rows of their sum over all ranks
-        figures = self.gradients(mine, counts)
+        watched = (self.step + 1) % self.settings.log_every == 0
+        with Look(self.task.model, inside=not self.settings.compile) if watched else nullcontext() as look:
+            figures = self.gradients(mine, counts)
         squares = gradient_squares(self.parts, self.parameters)
         # 3. what all ranks have found, and whether any was asked to stop
         seconds = time.perf_counter() - begin
         size = sum(self.task.size(part) for part in mine)
         report = {"figures": figures, "squares": squares, "work": work_of(self.task, mine), "size": size}
+        report |= {"sums": look.sums, "tops": look.tops} if look else {"sums": {}, "tops": {}}
         said = self.ranks.all(report | {"clock": self.spent + self.after + seconds, "wait": wait})
         figures, squares, work = (added(one[name] for one in said) for name in ("figures", "squares", "work"))
         self.spent, norm = max(one["clock"] for one in said), math.sqrt(sum(squares.values()))
@@ -94,7 +100,8 @@ class Trainer:
         norms = {f"norm/{part}": math.sqrt(square) for part, square in squares.items()}
         seconds += self.after
         speed = speed_of(work, seconds, self.peak * self.ranks.world) | {"per_second": sum(one["size"] for one in said) / seconds}
-        return finite({**figures, "norm": norm, **norms, "rate": rate, **speed, "wait": max(one["wait"] for one in said), "skipped": self.skipped})
+        speed |= {"wait": max(one["wait"] for one in said), "skipped": self.skipped}
+        return finite({**figures, "norm": norm, **norms, **Look.figures(said), "rate": rate, **speed})
 
     def gradients(self, mine: list[Any], counts: dict[str, float] | None) -> dict[str, float]:
         """Adds up the gradients of this rank's parts; returns their figures, which add up to those of the whole batch."""
@@ -169,6 +176,12 @@ class Trainer:
         """Goes on from a saved state. Shapes must be those of this task's model."""
         tensors, about = state.tensors, about_run(state, set(self.parameters), asdict(self.settings))
         first, asked = about["settings"], self.settings
+        before = first.get("accumulate", 1)
+        if before != asked.accumulate and not hasattr(self.task, "share"):
+            raise TrainingError(
+                f"{state.path} was trained with accumulate={before}, not {asked.accumulate}, and {type(self.task).__name__} counts its "
+                "batches by it: repeat the words of the first start"
+            )
         self.step, self.spent, self.skipped, self.bad = about["step"], about["spent"], about.get("skipped", 0), about.get("bad", [])
         if self.progress >= 1 and (first["steps"], first["minutes"]) != (asked.steps, asked.minutes):
             raise TrainingError(
@@ -231,9 +244,10 @@ def train(task: Task, settings: Settings, folder: str | Path, resume: bool | str
             Log(folder, ranks.first) as log,
             Interruption() as interruption,
             Saves(folder, settings.keep_last, settings.keep_every, log.say) as saves,
+            Board(folder, settings.tensorboard and ranks.first) as board,
         ):
             trainer = started(task, settings, begun(folder, resume, log.say, ranks), ranks)
-            run(trainer, folder, log, saves, interruption, show)
+            run(trainer, folder, log, board, saves, interruption, show)
             if trainer.progress < 1:
                 saves.close()  # says so where it could not be saved
                 raise KeyboardInterrupt(f"stopped after step {trainer.step}, saved in {folder}: resume=true goes on")
@@ -251,9 +265,9 @@ def started(task: Task, settings: Settings, state: State | None, ranks: Ranks) -
     return trainer
 
 
-def run(trainer: Trainer, folder: Path, log: Log, saves: Saves, interruption: "Interruption", show: Callable | None) -> None:
+def run(trainer: Trainer, folder: Path, log: Log, board: Board, saves: Saves, interruption: "Interruption", show: Callable | None) -> None:
     """Updates until the end, or until somebody asks for it; the last state is saved."""
-    settings, ranks, saved = trainer.settings, trainer.ranks, trainer.step
+    settings, ranks, saved, drift = trainer.settings, trainer.ranks, trainer.step, Drift()
     while trainer.progress < 1 and not ranks.any(interruption.asked):
         try:
             figures = trainer.update()
@@ -265,6 +279,9 @@ def run(trainer: Trainer, folder: Path, log: Log, saves: Saves, interruption: "I
             raise
         if trainer.step % settings.log_every == 0 or trainer.progress >= 1 or trainer.bad:
             log.write({"step": trainer.step, "minutes": round(trainer.spent / 60, 3), **figures})
+            board.write(trainer.step, figures)
+        for line in drift(figures) if ranks.first else ():
+            log.say(f"step {trainer.step}: {line}")
         if show is not None and ranks.first:
             show(trainer, figures)
         if settings.save_every and trainer.step % settings.save_every == 0:
@@ -272,6 +289,7 @@ def run(trainer: Trainer, folder: Path, log: Log, saves: Saves, interruption: "I
             saved = trainer.step
         if settings.sample_every and trainer.step % settings.sample_every == 0:
             sampled(trainer, folder)
+            board.samples(trainer.step)
     if trainer.step > saved:
         trainer.save(saves)
 

@@ -72,6 +72,7 @@ class EmojiOptions:
     image_weight: float = 1.0
     strength: float = 1.0  # of the distortion of pictures that are read; above 1 outlines bend and colours go, as with another artist
     hide: float = 0.0  # up to this share of a drawing's codes is hidden from the codes behind them, in half of the drawings
+    z_loss: float = 0.0  # keeps scores from growing; 0.0001 is usual
     row_length: int = 0
     skin_weight: float = 0.35
     patch: int = 16
@@ -112,7 +113,7 @@ def emoji(words: dict[str, str]) -> Job:
         )
         decoder = replace(decoder, mlp_width=64 * round(options.width / 24))
         model = build(NativeConfig(decoder, codec.config, text.num_codes, patch=options.patch, conv_stem=options.conv_stem), text, codec)
-    how = {"strength": options.strength, "hide": options.hide}
+    how = {"strength": options.strength, "hide": options.hide, "z_loss": options.z_loss}
     mix = Mix(options.captions, options.draws, options.drop, options.text_weight, options.image_weight, options.row_length, **how)
     card = f"# emoji, trained here\n\nTrained with {words or 'the recipe as it is'}. Not evaluated.\n"
     task = GPTTask(model.to(device_of(options.device)).train(), pixels(chosen), items, mix, settings.seed, card, options.backend, options.leave_out)

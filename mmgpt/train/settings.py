@@ -30,6 +30,8 @@ class Settings:
     compile: bool = False
     workers: int = 0  # processes that prepare batches ahead: the same batches, whatever their number
     accumulate: int = 1  # parts that each rank's batch is learned in: less memory, the same update
+    recompute: bool = False  # blocks keep their inputs alone and are computed again for the backward pass: less memory, a third more time
+    tensorboard: bool = False  # figures and samples for TensorBoard, too, in out/tensorboard
     peak: float = 0.0  # TFLOP/s of one device's matrix products, for the share that is used of them; 0: measured when the run begins
     timeout: float = 600.0  # seconds after which a rank that waits for another gives up
 

@@ -1,13 +1,16 @@
-"""Gradients, batches and clocks -> the figures of an update: norms of each part, padding, the share of the machine that is used."""
+"""Gradients, scores, batches and clocks -> the figures of an update, and warnings where one of them drifts."""
 
 import math
 import time
 from collections.abc import Iterable, Mapping
+from functools import partial
+from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from mmgpt.train.ranks import local
+from mmgpt.errors import TrainingError
+from mmgpt.train.ranks import blocks, local
 from mmgpt.train.task import Task, Work
 from mmgpt.types import Stream
 
@@ -44,6 +47,116 @@ def gradient_squares(parts: Mapping[str, str], parameters: Mapping[str, nn.Param
         for name, square in zip(gradients, norms, strict=True):
             squares[parts[name]] += square
     return squares
+
+
+class Look:
+    """`with Look(model) as look:` what goes through heads and decoder meanwhile; `figures` adds up the looks of all ranks.
+
+    entropy/image   of the scores, in nats, at the mean target     attention   the largest root mean square of what a block's attention adds
+    logit/image     the largest score, either way
+    """
+
+    def __init__(self, model: nn.Module, inside: bool = True):
+        self.heads = dict(model.heads) if hasattr(model, "heads") else {}
+        self.blocks = blocks(model) if inside else []
+        self.sums: dict[str, float] = {}
+        self.tops: dict[str, float] = {}
+
+    def __enter__(self) -> "Look":
+        self.hooks = [block.attention.register_forward_hook(self.attended) for block in self.blocks]
+        for name, head in self.heads.items():
+            head.look = partial(self.scored, name)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self.hooks:
+            hook.remove()
+        for head in self.heads.values():
+            head.look = None
+
+    def attended(self, module: nn.Module, given: tuple, out: Tensor) -> None:
+        self.top("attention", float(out.detach().float().square().mean().sqrt()))
+
+    def scored(self, name: str, scores_NV: Tensor) -> None:
+        entropy = float(torch.special.entr(scores_NV.softmax(-1)).sum())
+        self.sums = added([self.sums, {f"entropy/{name}": entropy, f"targets/{name}": len(scores_NV)}])
+        self.top(f"logit/{name}", float(scores_NV.masked_fill(scores_NV == -torch.inf, 0).abs().amax()))  # what can never come scores -inf
+
+    def top(self, name: str, value: float) -> None:
+        self.tops[name] = max(value, self.tops.get(name, 0.0))
+
+    @staticmethod
+    def figures(said: list[dict]) -> dict[str, float]:
+        sums, found = added(one["sums"] for one in said), {}
+        for name, value in sums.items():
+            kind, _, head = name.partition("/")
+            if kind == "entropy":
+                found[name] = value / sums[f"targets/{head}"]
+        for name in sorted({name for one in said for name in one["tops"]}):
+            found[name] = max(one["tops"].get(name, 0.0) for one in said)
+        return found
+
+
+class Drift:
+    """Figures -> warnings: a part whose gradient grows, or withers, to ten times what it was over the last hundred updates.
+
+    One modality's gradients run away long before the loss shows it, while the others' still hide it in the sum.
+    """
+
+    def __init__(self, times: float = 10.0, settle: int = 100):
+        self.times, self.settle = times, settle
+        self.mean: dict[str, float] = {}
+        self.seen: dict[str, int] = {}
+        self.far: set[str] = set()
+
+    def __call__(self, figures: Mapping[str, float]) -> list[str]:
+        said = []
+        for name, norm in figures.items():
+            if not name.startswith("norm/") or norm <= 0:
+                continue
+            usual, seen = self.mean.get(name, math.log(norm)), self.seen.get(name, 0)
+            away = abs(math.log(norm) - usual) > math.log(self.times)
+            if away and seen >= self.settle and name not in self.far:
+                said.append(f"{name} is {norm:.3g}, it was about {math.exp(usual):.3g}: watch this part's loss, or lower learning_rate")
+            self.far = self.far | {name} if away else self.far - {name}
+            self.mean[name], self.seen[name] = usual + (math.log(norm) - usual) / min(seen + 1, self.settle), seen + 1
+        return said
+
+
+class Board:
+    """`with Board(folder, wanted) as board: board.write(step, figures)`: the figures, and samples as they are made, for TensorBoard."""
+
+    def __init__(self, folder: str | Path, wanted: bool = True):
+        self.writer, self.folder = None, Path(folder)
+        if not wanted:
+            return
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise TrainingError("tensorboard=true, and 0 of its packages are installed: pip install tensorboard, or leave it out") from None
+        self.writer = SummaryWriter(str(self.folder / "tensorboard"))
+
+    def __enter__(self) -> "Board":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.writer is not None:
+            self.writer.close()
+
+    def write(self, step: int, figures: Mapping[str, float]) -> None:
+        for name, value in figures.items() if self.writer is not None else ():
+            self.writer.add_scalar(name, value, step)
+
+    def samples(self, step: int) -> None:
+        """The pictures and texts that a task has put into `samples/`."""
+        for path in sorted((self.folder / "samples").glob(f"{step:07d}.*")) if self.writer is not None else ():
+            if path.suffix == ".txt":
+                self.writer.add_text("samples", path.read_text(), step)
+            elif path.suffix == ".png":
+                from PIL import Image
+                from torchvision.transforms.v2.functional import pil_to_tensor
+
+                self.writer.add_image("samples", pil_to_tensor(Image.open(path).convert("RGB")), step)
 
 
 # --- how fast -------------------------------------------------------------------------------------------------------------------------

@@ -143,14 +143,14 @@ def test_a_loss_or_gradient_that_is_not_finite_is_left_out(loss, gradient, found
     """Before anything is changed; the third time in a row is the last."""
     trainer = Trainer(Given(float(loss), float(gradient)), Settings(steps=9))
     for skipped in (1, 2):
-        assert trainer.update()["skipped"] == trainer.step == skipped and found in trainer.bad[-1]["not finite"]
+        assert trainer.update()["skipped"] == trainer.step == skipped and found in trainer.guard.bad[-1]["faults"]
     trainer.task.loss, kept, trainer.task.gradient = 1.0, (trainer.task.loss, trainer.task.gradient), 1.0
     before = trainer.task.model.weight.item()
-    assert before == 1 and not any(o.state for o in trainer.optimizers) and trainer.update()["loss"] == 1 and trainer.bad == []
+    assert before == 1 and not any(o.state for o in trainer.optimizers) and trainer.update()["loss"] == 1 and trainer.guard.bad == []
     assert trainer.task.model.weight.item() != before
     trainer.task.loss, trainer.task.gradient = kept
     before = trainer.task.model.weight.item()
     with pytest.raises(TrainingError, match=rf"3 updates in a row, at steps 3, 4, 5, .*{found}.*lower learning_rate"):
         for _ in range(3):
             trainer.update()
-    assert trainer.task.model.weight.item() == before and trainer.skipped == 5 and trainer.step == 6
+    assert trainer.task.model.weight.item() == before and trainer.guard.skipped == 5 and trainer.step == 6

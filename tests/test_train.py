@@ -79,10 +79,10 @@ def test_the_loss_falls_and_the_result_can_be_used(tmp_path):
     assert gap(made.table.weight, trainer.average["table.weight"].half()) == 0 and isinstance(made.caption([picture()])[0], str)
 
 
-@pytest.mark.parametrize("muon", [False, True])
-def test_resumed_is_uninterrupted(muon, tmp_path):
+@pytest.mark.parametrize("more", [{}, {"muon": True}, {"accumulate": 2, "workers": 2, "ema": 0.9}], ids=["plain", "muon", "parts"])
+def test_resumed_is_uninterrupted(more, tmp_path):
     """Stopped after 1, 2 and 5 updates: weights, average, optimizer, batches and dropout are those of a run that was never stopped, bit for bit."""
-    quick = replace(QUICK, muon=muon)
+    quick = replace(QUICK, **more)
     whole = train(gpt_task(dropout=0.2), quick, tmp_path / "whole")
     wanted = tensors_of(tmp_path / "whole")
     assert wanted["step"] == 6 and sum("exp_avg_sq" in name or ":momentum" in name for name in wanted) == len(whole.parameters)
@@ -100,6 +100,24 @@ def test_resumed_is_uninterrupted(muon, tmp_path):
         train(gpt_task(dropout=0.2), quick, folder, resume=True)
         assert identical(tensors_of(folder), wanted), stop
         assert identical(read_folder(folder / "final")[0]["model.safetensors"], read_folder(tmp_path / "whole" / "final")[0]["model.safetensors"])
+
+
+@pytest.mark.long
+def test_resumed_is_uninterrupted_at_every_step(tmp_path):
+    """60 steps with workers, packed rows, hidden codes, distortion, dropout, parts, warm-up and average: stopped after each of them (T-7)."""
+    settings = replace(QUICK, steps=60, warmup=10, ema=0.9, accumulate=2, workers=2)
+
+    def task():
+        return gpt_task(dropout=0.2, augment=True, hide=1.0, row_length=128)
+
+    train(task(), replace(settings, save_every=1, keep_last=60), tmp_path / "whole")
+    wanted = tensors_of(tmp_path / "whole")
+    for stop in range(1, 60):
+        folder = tmp_path / str(stop)
+        folder.mkdir()
+        os.rename(tmp_path / "whole" / f"step-{stop:07d}", folder / f"step-{stop:07d}")
+        train(task(), settings, folder, resume=True)
+        assert identical(tensors_of(folder), wanted), stop
 
 
 def test_a_run_keeps_its_optimizer(tmp_path):
@@ -219,7 +237,7 @@ def test_a_loss_that_explodes_leaves_the_weights_alone(tmp_path):
     task, steps, kept = gpt_task(), [], []
     losses = task.losses
     task.losses = lambda *given: losses(*given) if steps.append(1) or len(steps) < 4 else (losses(*given)[0] * torch.inf, {})
-    with pytest.raises(TrainingError, match=r"3 updates in a row, at steps 3, 4, 5, .*the loss was inf.*lower learning_rate"):
+    with pytest.raises(TrainingError, match=r"3 updates in a row, at steps 3, 4, 5, .*the last loss was inf.*lower learning_rate"):
         train(task, replace(QUICK, save_every=3), tmp_path, show=lambda t, _: kept.append(tensors_of(tmp_path)) if t.step == 4 else None)
     last = tensors_of(tmp_path)
     assert kept[0].pop("step") == 3 and last.pop("step") == 6 and identical(kept[0], last) and not (tmp_path / "final").exists()

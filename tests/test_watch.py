@@ -9,12 +9,13 @@ from types import ModuleType
 
 import pytest
 import torch
-from test_train import QUICK, gpt_task, identical, tensors_of
-from tiny import picture, tiny_gpt
+from test_train import QUICK, gpt_task, identical, state_of, tensors_of
+from tiny import gap, picture, tiny_gpt
 
 from mmgpt.errors import TrainingError
 from mmgpt.pack import pack
 from mmgpt.train.loop import Trainer, train
+from mmgpt.train.settings import Settings
 from mmgpt.train.watch import Board, Drift, Look, gradient_squares, parts_of, speed_of, stream_work
 from mmgpt.types import Part
 
@@ -108,14 +109,14 @@ def test_waiting_for_data_is_told():
 
 
 def test_a_part_that_drifts_is_told_once():
-    """Ten times the usual, either way; not while it settles, and again only after it was back."""
-    drift, said = Drift(settle=20), []
-    norms = [1.0, 1.2] * 30 + [30.0] * 3 + [1.0] * 3 + [0.01] + [1.1] * 5
+    """Ten times the usual, either way, for five updates; not while it settles, and again only after it was back."""
+    norms = [1.0, 1.2] * 50 + [900.0] * 4 + [1.0] * 3 + [900.0] * 8 + [1.0] * 40 + [0.0001] * 6
+    drift, said = Drift(settle=50, stays=5), []
     for step, norm in enumerate(norms):
         said += [(step, line.split()[0]) for line in drift({"norm/image": norm, "norm/text": 1.0, "loss": norm})]
-    assert said == [(60, "norm/image"), (66, "norm/image")]
-    assert Drift()({"norm/image": 1.0}) == Drift()({"norm/image": 0.0}) == []
-    early = Drift(settle=20)
+    assert said == [(111, "norm/image"), (159, "norm/image")]
+    assert Drift(stays=1)({"norm/image": 1.0}) == Drift(stays=1)({"norm/image": 0.0}) == []
+    early = Drift(settle=50, stays=1)
     assert not any(early({"norm/image": norm}) for norm in [1.0] * 5 + [1000.0])
 
 
@@ -143,3 +144,91 @@ def test_the_board_is_asked_for(tmp_path, monkeypatch):
     assert len(shapes) == 1 and shapes[0][0] == 3
     with Board(tmp_path, False) as board:
         board.write(1, {"loss": 1.0})
+
+
+# --- what is not learned ------------------------------------------------------------------------------------------------------------------
+
+
+class Line:
+    """Eight numbers -> their sum, with noise; batches of the steps `poisoned` ask for a hundred times that."""
+
+    def __init__(self, poisoned=(), seed: int = 0):
+        self.poisoned, self.seed, self.model = set(poisoned), seed, torch.nn.Linear(8, 1)
+        with torch.no_grad():
+            self.model.weight.fill_(0.5)
+            self.model.bias.fill_(0)
+
+    def batch(self, step):
+        generator = torch.Generator().manual_seed(1000 * self.seed + step)
+        x = torch.randn(16, 8, generator=generator)
+        y = x.sum(1) + 0.3 * torch.randn(16, generator=generator)
+        return x, 100 * y if step in self.poisoned else y
+
+    def losses(self, batch):
+        loss = (self.model(batch[0])[:, 0] - batch[1]).square().mean()
+        return loss, {"line": float(loss.detach())}
+
+    def size(self, batch):
+        return len(batch[0])
+
+    def sample(self, folder, step): ...
+
+    def export(self, folder, weights): ...
+
+    def compile(self): ...
+
+
+GUARDED = Settings(steps=150, learning_rate=1e-3, warmup=0, spike=6.0, log_every=1, save_every=10, sample_every=0)
+
+
+def run_of(task, avoid=(), settings=GUARDED) -> Trainer:
+    trainer = Trainer(task, settings)
+    trainer.guard.avoid = set(avoid)
+    while trainer.progress < 1:
+        trainer.update()
+    return trainer
+
+
+def test_poisoned_batches_are_not_learned():
+    """Each is found at its own step, two in a row too, and the run is that which never saw them, bit for bit; clean runs have no alarms (T-14)."""
+    poisoned = (40, 41, 70, 90, 149)
+    guarded, spared = run_of(Line(poisoned)), run_of(Line(poisoned), poisoned)
+    assert guarded.guard.skipped == spared.guard.skipped == 5
+    for name, p in guarded.parameters.items():
+        assert torch.equal(p, spared.parameters[name]), name
+    without = run_of(Line(poisoned), settings=replace(GUARDED, spike=0.0))
+    assert gap(without.parameters["weight"], guarded.parameters["weight"]) > 1e-4
+    assert [run_of(Line(seed=seed)).guard.skipped for seed in range(5)] == [0] * 5
+
+
+def test_weights_that_were_spoiled_are_left_behind(tmp_path):
+    """Three spikes in a row: back to the last state, and past the steps that led there; a run that knew goes the same way, bit for bit."""
+    spoiled, said = [], []
+
+    def spoil(trainer, figures):
+        if trainer.step == 63 and not spoiled.append(1) and len(spoiled) == 1:
+            with torch.no_grad():
+                trainer.parameters["weight"].add_(10)
+
+    trainer = train(Line(), GUARDED, tmp_path / "a", show=spoil)
+    said = [row["warning"] for row in map(json.loads, (tmp_path / "a" / "log.jsonl").read_text().splitlines()) if "warning" in row]
+    assert len(said) == 1 and "steps 63 to 65 were spikes: back at step 60, steps 60 to 65 are left out" in said[0]
+    known = run_of(Line(), range(60, 66))
+    assert trainer.guard.skipped == known.guard.skipped == 6
+    assert all(torch.equal(p, known.parameters[name]) for name, p in trainer.parameters.items())
+    again = Trainer(Line(), GUARDED)
+    again.resume(state_of(tmp_path / "a"))
+    assert again.guard.state() == trainer.guard.state() and again.guard.avoid == set(range(60, 66))
+
+
+def test_what_is_spoiled_again_ends_the_run(tmp_path):
+    once = []
+
+    def spoil(trainer, figures):
+        if (trainer.step == 63 and not once and not once.append(1)) or trainer.step == 68:
+            with torch.no_grad():
+                trainer.parameters["weight"].add_(10)
+
+    with pytest.raises(TrainingError, match=r"3 updates in a row, at steps 68, 69, 70, were left out for a loss far above those before"):
+        train(Line(), GUARDED, tmp_path, show=spoil)
+    assert [one["faults"] for one in json.loads((tmp_path / "bad-batch.json").read_text())] == [["a spike"]] * 3

@@ -22,15 +22,14 @@ from torch import Tensor
 
 from mmgpt.errors import CheckpointError, TrainingError
 from mmgpt.model import evaluating
+from mmgpt.train.guard import Guard
 from mmgpt.train.log import Log
 from mmgpt.train.optimizers import optimizers
 from mmgpt.train.ranks import ALONE, Ranks, blocks, joined, like, local, locals_of, sharded, whole
-from mmgpt.train.saves import Saves, State, about_run, begun, data_of, give_data
+from mmgpt.train.saves import Saves, State, about_run, begun, data_of, give_data, newest_step
 from mmgpt.train.settings import Settings
 from mmgpt.train.task import Task, batches, introduce
 from mmgpt.train.watch import Board, Drift, Look, added, finite, gradient_squares, matmul_rate, parts_of, speed_of, work_of
-
-MOST_SKIPPED = 3  # updates in a row that are not finite, before a run stops
 
 
 class Trainer:
@@ -38,7 +37,7 @@ class Trainer:
 
     def __init__(self, task: Task, settings: Settings, ranks: Ranks = ALONE):
         self.task, self.settings, self.ranks, self.step, self.spent = task, settings, ranks, 0, 0.0
-        self.skipped, self.bad = 0, []  # updates that were left out: how many, and the last of them in a row
+        self.guard = Guard(settings.spike)
         self.batches: Iterator[list[Any]] | None = None  # begun at the first update, at the step of that time
         self.after = 0.0  # seconds that the last update took after all ranks had spoken
         self.peak = settings.peak * 1e12  # operations a second of one device
@@ -58,10 +57,6 @@ class Trainer:
         s = self.settings
         return min(1.0, self.spent / (60 * s.minutes) if s.minutes else self.step / s.steps)
 
-    @property
-    def stuck(self) -> bool:
-        return len(self.bad) >= MOST_SKIPPED
-
     def rate(self) -> float:
         """Linear warm-up, constant, then cosine to a fiftieth over the last `decay` of the run."""
         s = self.settings
@@ -75,6 +70,8 @@ class Trainer:
         self.batches = self.batches or batches(self.task, self.step, self.settings.workers, self.settings.accumulate, self.ranks)
         mine = next(self.batches)
         wait = time.perf_counter() - begin
+        if self.step in self.guard.avoid:
+            return self.pass_over()
         counts = added(self.ranks.all(added(self.task.counts(part) for part in mine))) if hasattr(self.task, "counts") else None
         # 2. gradients: of weights that are sharded, this rank's rows of their sum over all ranks
         watched = (self.step + 1) % self.settings.log_every == 0
@@ -91,16 +88,15 @@ class Trainer:
         self.spent, norm = max(one["clock"] for one in said), math.sqrt(sum(squares.values()))
         # 4. the update, unless it would spoil the weights
         self.step += 1
-        if math.isfinite(figures["loss"]) and math.isfinite(norm):
-            self.bad = []
-            self.apply(rate, norm)
+        if faults := self.guard.faults(figures, squares):
+            self.leave_out(figures["loss"], faults, mine)
         else:
-            self.skip(figures, squares, mine)
+            self.apply(rate, norm)
         self.after = time.perf_counter() - begin - seconds
         norms = {f"norm/{part}": math.sqrt(square) for part, square in squares.items()}
         seconds += self.after
         speed = speed_of(work, seconds, self.peak * self.ranks.world) | {"per_second": sum(one["size"] for one in said) / seconds}
-        speed |= {"wait": max(one["wait"] for one in said), "skipped": self.skipped}
+        speed |= {"wait": max(one["wait"] for one in said), "skipped": self.guard.skipped}
         return finite({**figures, "norm": norm, **norms, **Look.figures(said), "rate": rate, **speed})
 
     def gradients(self, mine: list[Any], counts: dict[str, float] | None) -> dict[str, float]:
@@ -132,22 +128,24 @@ class Trainer:
         weight = min(self.settings.ema, self.step / (self.step + 10))
         torch._foreach_lerp_(locals_of(self.average.values()), locals_of(self.parameters.values()), 1 - weight)
 
-    def skip(self, figures: dict[str, float], squares: dict[str, float], mine: list[Any]) -> None:
-        """Leaves an update out, on all ranks; the third in a row ends the run."""
+    def leave_out(self, loss: float, faults: list[str], mine: list[Any]) -> None:
+        """Nothing of this update is learned, on any rank; the third time in a row is an error on all."""
         for p in self.parameters.values():
             p.grad = None
         names = getattr(self.task, "ids", None)
-        held = [one["ids"] for one in self.ranks.all({"ids": [names(part) for part in mine] if names else []})]
-        values = figures | {f"norm/{part}": square for part, square in squares.items()}
-        broken = [name for name, value in values.items() if not math.isfinite(value)]
-        self.bad.append({"step": self.step - 1, "loss": str(figures["loss"]), "not finite": broken, "batches": held})
-        self.skipped += 1
-        if self.stuck:
-            raise TrainingError(
-                f"{len(self.bad)} updates in a row, at steps {', '.join(str(one['step']) for one in self.bad)}, were left out, since "
-                f"{' and '.join(broken)} were not finite (the loss was {figures['loss']}): lower learning_rate or look at these batches, "
-                "which bad-batch.json names"
-            )
+        held = [said["ids"] for said in self.ranks.all({"ids": [names(part) for part in mine] if names else []})]
+        self.guard.leave_out(self.step - 1, loss, faults, held)
+
+    def pass_over(self) -> dict[str, float]:
+        """A step whose batch is not looked at."""
+        self.step, self.guard.skipped = self.step + 1, self.guard.skipped + 1
+        return {"skipped": self.guard.skipped}
+
+    def go_back(self, state: State) -> None:
+        """To a saved state, to pass over the steps after it that spoiled the weights."""
+        avoid = self.guard.avoid | self.guard.steps_behind(int(json.loads(state.texts["run.json"])["step"]))
+        self.resume(state)
+        self.guard.avoid, self.guard.back, self.batches = avoid, self.step, None
 
     def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, str]]:
         moments = {}
@@ -156,7 +154,7 @@ class Trainer:
                 moments |= {f"{name}:{key}": whole(value) for key, value in optimizer.state.get(p, {}).items()}
         weights = {name: whole(p) for name, p in self.parameters.items()}
         average = {name: whole(value) for name, value in self.average.items()}
-        about = {"step": self.step, "spent": self.spent, "settings": asdict(self.settings), "skipped": self.skipped, "bad": self.bad}
+        about = {"step": self.step, "spent": self.spent, "settings": asdict(self.settings), **self.guard.state()}
         files = {"weights.safetensors": weights, "average.safetensors": average, "optimizer.safetensors": moments}
         return files, {"run.json": json.dumps(about), **data_of(self.task, self.ranks)}
 
@@ -182,7 +180,8 @@ class Trainer:
                 f"{state.path} was trained with accumulate={before}, not {asked.accumulate}, and {type(self.task).__name__} counts its "
                 "batches by it: repeat the words of the first start"
             )
-        self.step, self.spent, self.skipped, self.bad = about["step"], about["spent"], about.get("skipped", 0), about.get("bad", [])
+        self.step, self.spent = about["step"], about["spent"]
+        self.guard.load(about)
         if self.progress >= 1 and (first["steps"], first["minutes"]) != (asked.steps, asked.minutes):
             raise TrainingError(
                 f"{state.path} has {self.step} steps and {self.spent / 60:.1f} minutes behind it, "
@@ -196,6 +195,7 @@ class Trainer:
         for key, value in tensors["optimizer.safetensors"].items():
             moments[key.rpartition(":")[0]][key.rpartition(":")[2]] = value
         for optimizer in self.optimizers:
+            optimizer.state.clear()
             mine = {p for group in optimizer.param_groups for p in group["params"]}
             for name, p in self.parameters.items():
                 if p in mine and moments[name]:  # a weight that has had no gradient yet has no moments
@@ -271,20 +271,24 @@ def run(trainer: Trainer, folder: Path, log: Log, board: Board, saves: Saves, in
     while trainer.progress < 1 and not ranks.any(interruption.asked):
         try:
             figures = trainer.update()
-        except TrainingError:  # what was learned so far is kept, if no other rank has to be waited for, or all are here
-            if trainer.step > saved and (ranks.world == 1 or trainer.stuck):
+        except TrainingError as error:
+            if went_back(trainer, saves, folder, log):
+                saved = trainer.step
+                continue
+            stuck = trainer.guard.stuck
+            if trainer.step > saved and (ranks.world == 1 or stuck):  # what was learned is kept, where no rank waits for another
                 trainer.save(saves)
-            if trainer.stuck and ranks.first:
-                (folder / "bad-batch.json").write_text(json.dumps(trainer.bad, indent=1) + "\n")
-            raise
-        if trainer.step % settings.log_every == 0 or trainer.progress >= 1 or trainer.bad:
+            if stuck and ranks.first:
+                (folder / "bad-batch.json").write_text(json.dumps(trainer.guard.bad, indent=1) + "\n")
+            raise error
+        if trainer.step % settings.log_every == 0 or trainer.progress >= 1 or trainer.guard.bad:
             log.write({"step": trainer.step, "minutes": round(trainer.spent / 60, 3), **figures})
             board.write(trainer.step, figures)
         for line in drift(figures) if ranks.first else ():
             log.say(f"step {trainer.step}: {line}")
         if show is not None and ranks.first:
             show(trainer, figures)
-        if settings.save_every and trainer.step % settings.save_every == 0:
+        if settings.save_every and trainer.step // settings.save_every > saved // settings.save_every and not trainer.guard.bad:
             trainer.save(saves)
             saved = trainer.step
         if settings.sample_every and trainer.step % settings.sample_every == 0:
@@ -292,6 +296,21 @@ def run(trainer: Trainer, folder: Path, log: Log, board: Board, saves: Saves, in
             board.samples(trainer.step)
     if trainer.step > saved:
         trainer.save(saves)
+
+
+def went_back(trainer: Trainer, saves: Saves, folder: Path, log: Log) -> bool:
+    """After spikes in a row: whether there was a saved state to go back to, other than the last time."""
+    guard = trainer.guard
+    if not (guard.stuck and guard.spikes):
+        return False
+    saves.wait()
+    newest = next((int(said["step"]) for said in trainer.ranks.all({"step": newest_step(folder)})), -1)
+    if newest in (-1, guard.back):
+        return False
+    steps = f"{guard.bad[0]['step']} to {guard.bad[-1]['step']}"
+    trainer.go_back(begun(folder, True, log.say, trainer.ranks))
+    log.say(f"the losses of steps {steps} were spikes: back at step {trainer.step}, steps {min(guard.avoid)} to {max(guard.avoid)} are left out")
+    return True
 
 
 def sampled(trainer: Trainer, folder: Path) -> None:

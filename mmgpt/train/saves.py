@@ -130,6 +130,11 @@ def states(folder: Path) -> list[Path]:
     return sorted(steps, key=step_of, reverse=True) + [path for path in [folder / LAST] if path.is_dir()]
 
 
+def newest_step(folder: Path) -> int:
+    """The step of the newest saved state, -1 where there is none."""
+    return next((step_of(path) for path in states(folder) if path.name != LAST), -1)
+
+
 def newest_good(folder: str | Path) -> tuple[State | None, list[tuple[Path, str]]]:
     """The newest state whose every byte is as its manifest says, read; and those that were skipped, each with the reason.
 

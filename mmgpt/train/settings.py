@@ -30,6 +30,7 @@ class Settings:
     compile: bool = False
     workers: int = 0  # processes that prepare batches ahead: the same batches, whatever their number
     accumulate: int = 1  # parts that each rank's batch is learned in: less memory, the same update
+    spike: float = 0.0  # a loss so many standard deviations above the last 64 is not learned; three in a row: back to the last saved state
     recompute: bool = False  # blocks keep their inputs alone and are computed again for the backward pass: less memory, a third more time
     tensorboard: bool = False  # figures and samples for TensorBoard, too, in out/tensorboard
     peak: float = 0.0  # TFLOP/s of one device's matrix products, for the share that is used of them; 0: measured when the run begins
@@ -45,13 +46,14 @@ class Settings:
             not self.clip > 0
             or min(self.log_every, self.accumulate, self.keep_last) < 1
             or not self.timeout > 0
-            or min(self.warmup, self.save_every, self.keep_every, self.sample_every, self.weight_decay, self.workers, self.peak) < 0
+            or min(self.warmup, self.save_every, self.keep_every, self.sample_every, self.weight_decay, self.workers, self.peak, self.spike) < 0
             or len(self.betas) != 2
         ):
             raise TrainingError(
                 f"clip={self.clip}, log_every={self.log_every}, warmup={self.warmup}, save_every={self.save_every}, "
                 f"sample_every={self.sample_every}, weight_decay={self.weight_decay}, betas={self.betas}, accumulate={self.accumulate}, "
-                f"timeout={self.timeout}, workers={self.workers}, peak={self.peak}, keep_last={self.keep_last}, keep_every={self.keep_every}: "
+                f"timeout={self.timeout}, workers={self.workers}, peak={self.peak}, keep_last={self.keep_last}, keep_every={self.keep_every}, "
+                f"spike={self.spike}: "
                 "use a clip and a timeout above 0, log_every, accumulate and keep_last of at least 1, two betas, the rest 0 or more"
             )
 

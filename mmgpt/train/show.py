@@ -39,7 +39,7 @@ def line(mean: dict[str, float], step: int, spent: float, progress: float) -> st
     """step 1,200 | text 0.532  image 3.210  loss 3.742 | 9,800 a second | 12 min left"""
     losses = "  ".join(f"{name} {value:.3f}" for name, value in mean.items() if name not in HIDDEN and "/" not in name)
     left = spent * (1 - progress) / max(progress, 1e-9)
-    return f"step {step:,} | {losses} | {mean['per_second']:,.0f} a second | {duration(left)} left"
+    return f"step {step:,} | {losses} | {mean.get('per_second', 0):,.0f} a second | {duration(left)} left"
 
 
 def duration(seconds: float) -> str:

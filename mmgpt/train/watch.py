@@ -98,16 +98,16 @@ class Look:
 
 
 class Drift:
-    """Figures -> warnings: a part whose gradient grows, or withers, to ten times what it was over the last hundred updates.
+    """Figures -> warnings: a part whose gradient grew, or withered, to ten times what it was over the last hundred updates, and stays there.
 
     One modality's gradients run away long before the loss shows it, while the others' still hide it in the sum.
     """
 
-    def __init__(self, times: float = 10.0, settle: int = 100):
-        self.times, self.settle = times, settle
+    def __init__(self, times: float = 10.0, settle: int = 100, stays: int = 10):
+        self.times, self.settle, self.stays = times, settle, stays
         self.mean: dict[str, float] = {}
         self.seen: dict[str, int] = {}
-        self.far: set[str] = set()
+        self.far: dict[str, int] = {}  # updates in a row that it was away
 
     def __call__(self, figures: Mapping[str, float]) -> list[str]:
         said = []
@@ -115,10 +115,10 @@ class Drift:
             if not name.startswith("norm/") or norm <= 0:
                 continue
             usual, seen = self.mean.get(name, math.log(norm)), self.seen.get(name, 0)
-            away = abs(math.log(norm) - usual) > math.log(self.times)
-            if away and seen >= self.settle and name not in self.far:
+            away = seen >= self.settle and abs(math.log(norm) - usual) > math.log(self.times)
+            self.far[name] = self.far.get(name, 0) + 1 if away else 0
+            if self.far[name] == self.stays:
                 said.append(f"{name} is {norm:.3g}, it was about {math.exp(usual):.3g}: watch this part's loss, or lower learning_rate")
-            self.far = self.far | {name} if away else self.far - {name}
             self.mean[name], self.seen[name] = usual + (math.log(norm) - usual) / min(seen + 1, self.settle), seen + 1
         return said
 
@@ -149,7 +149,7 @@ class Board:
 
     def samples(self, step: int) -> None:
         """The pictures and texts that a task has put into `samples/`."""
-        for path in sorted((self.folder / "samples").glob(f"{step:07d}.*")) if self.writer is not None else ():
+        for path in sorted((self.folder / "samples").glob(f"{step:07d}*")) if self.writer is not None else ():
             if path.suffix == ".txt":
                 self.writer.add_text("samples", path.read_text(), step)
             elif path.suffix == ".png":

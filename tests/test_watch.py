@@ -178,7 +178,7 @@ class Line:
     def compile(self): ...
 
 
-GUARDED = Settings(steps=150, learning_rate=1e-3, warmup=0, spike=6.0, log_every=1, save_every=10, sample_every=0)
+GUARDED = Settings(steps=80, learning_rate=1e-3, warmup=0, spike=6.0, log_every=1, save_every=10, sample_every=0)
 
 
 def run_of(task, avoid=(), settings=GUARDED) -> Trainer:
@@ -191,14 +191,14 @@ def run_of(task, avoid=(), settings=GUARDED) -> Trainer:
 
 def test_poisoned_batches_are_not_learned():
     """Each is found at its own step, two in a row too, and the run is that which never saw them, bit for bit; clean runs have no alarms (T-14)."""
-    poisoned = (40, 41, 70, 90, 149)
-    guarded, spared = run_of(Line(poisoned)), run_of(Line(poisoned), poisoned)
+    poisoned, settings = (40, 41, 60, 70, 89), replace(GUARDED, steps=90, log_every=100)
+    guarded, spared = run_of(Line(poisoned), (), settings), run_of(Line(poisoned), poisoned, settings)
     assert guarded.guard.skipped == spared.guard.skipped == 5
     for name, p in guarded.parameters.items():
         assert torch.equal(p, spared.parameters[name]), name
-    without = run_of(Line(poisoned), settings=replace(GUARDED, spike=0.0))
+    without = run_of(Line(poisoned), settings=replace(settings, spike=0.0))
     assert gap(without.parameters["weight"], guarded.parameters["weight"]) > 1e-4
-    assert [run_of(Line(seed=seed)).guard.skipped for seed in range(5)] == [0] * 5
+    assert [run_of(Line(seed=seed), (), settings).guard.skipped for seed in range(5)] == [0] * 5
 
 
 def test_weights_that_were_spoiled_are_left_behind(tmp_path):

@@ -63,6 +63,7 @@ class Ranks:
         from torch.distributed.fsdp import fully_shard
 
         for tensor in [*model.parameters(), *model.buffers()]:
+            tensor.data = tensor.data.contiguous()  # channels_last has rows that cannot be cut
             dist.broadcast(tensor.detach(), 0)
         mesh, inside = init_device_mesh(next(model.parameters()).device.type, (self.world,)), set()
         for block in blocks(model):

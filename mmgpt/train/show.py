@@ -5,7 +5,7 @@ import sys
 
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-HIDDEN = ("norm", "rate", "per_second", "padding", "mfu", "wait", "skipped")  # in the log, not on the screen; what has a / neither
+HIDDEN = ("norm", "rate", "per_second", "padding", "mfu", "wait", "skipped", "attention")  # in the log, not on the screen, as what has a /
 EVERY = 100  # updates between two lines where no terminal listens
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from faults import ERRORS, Killed, calls, content, failing, found, number_in, saved
 
-from mmgpt.checkpoint import MANIFEST, write_folder
+from mmgpt.checkpoint import MANIFEST, read_folder, write_folder
 from mmgpt.errors import CheckpointError
 from mmgpt.train.saves import FILES, LEFT, Saves, begin, clean, name_of, newest_good, states
 
@@ -48,7 +48,7 @@ def test_a_crash_at_every_call(tmp_path, new, act):
         state = begin(folder, "auto", said.append)
         ends.add(number_in(state))
         assert number_in(state) in (3, 40) and not any("skipped" in line for line in said), (at, seen[-1], said)
-        assert all(path in states(folder) for path in folder.iterdir()), (at, seen[-1])
+        assert all(path in states(folder) and read_folder(path) for path in folder.iterdir()), (at, seen[-1])
         with calls():
             Saves(folder, 2).write(5, *content(5))
         assert found(folder) == 5 and len(states(folder)) == 2

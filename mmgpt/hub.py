@@ -102,7 +102,7 @@ def kind_of(folder: Path) -> str:
     if facts is None:
         raise CheckpointError(f"{folder} has no config.json: it is no model; pass the folder of a finished model")
     kind = parsed(bytes(checked(folder / "config.json", facts)).decode(errors="replace"), f"{folder}: config.json").get("kind")
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise CheckpointError(f"{folder} is a checkpoint of kind {kind!r}: known are {', '.join(KINDS)}; it may be of a newer version of mmgpt")
     return kind
 

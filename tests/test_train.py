@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -51,7 +52,12 @@ def tensors_of(folder) -> dict[str, torch.Tensor]:
 
 
 def state_of(run):
-    return newest_good(run)[0]
+    """The newest state; the first one may still be written while training goes on."""
+    for _ in range(1000):
+        if state := newest_good(run)[0]:
+            return state
+        time.sleep(0.01)
+    pytest.fail(f"no state in {run}")
 
 
 def identical(one: dict, other: dict) -> bool:

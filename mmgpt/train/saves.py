@@ -54,6 +54,7 @@ class Saves:
         self.folder, self.keep_last, self.keep_every, self.say = Path(folder), keep_last, keep_every, say
         self.thread: Thread | None = None
         self.failure: CheckpointError | None = None  # of the last save
+        self.newest: Path | None = None  # that this process has written
 
     def __enter__(self) -> "Saves":
         return self
@@ -84,12 +85,9 @@ class Saves:
     def write(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], texts: Mapping[str, str]) -> None:
         """In the thread: nothing that happens here may end the run, nor go unsaid."""
         try:
-            write_folder(self.folder / name_of(step), tensors, texts)
-            self.failure = None
+            self.newest, self.failure = write_folder(self.folder / name_of(step), tensors, texts), None
         except Exception as error:
-            newest = next(iter(states(self.folder)), None)
-            kept = f"{newest.name} is still there" if newest else "no state is saved yet"
-            self.failure = CheckpointError(f"step {step} is not saved: {error}; {kept}")
+            self.failure = CheckpointError(f"step {step} is not saved: {error}{f'; {self.newest.name} stays the newest' if self.newest else ''}")
             self.say(f"{self.failure}; training goes on, the next save tries again")
             return
         try:

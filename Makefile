@@ -13,7 +13,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 
 export HF_HUB_OFFLINE = 1
 
-.PHONY: help install demo test test-hf lint data train eval clean
+.PHONY: help install demo test test-long test-hf lint data train eval clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -27,6 +27,9 @@ demo: $(INSTALLED)  ## captions eight pictures, draws eight prompts into demo/
 
 test: $(INSTALLED)  ## all tests
 	$(BIN)/python -m pytest $(ARGS)
+
+test-long: $(INSTALLED)  ## hundreds of kills and damaged files instead of a few; prints its counts
+	$(BIN)/python -m pytest -m long -s $(ARGS)
 
 test-hf: $(INSTALLED)  ## transformers' own tests on the adapter, on the installed version and on 5.17.0 (fetches both)
 	$(BIN)/python tools/hf_tests.py installed 5.17.0

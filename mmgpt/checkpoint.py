@@ -2,23 +2,29 @@
 
 manifest.json   format version, SHA-256 and size of every other file; nothing outside it is read
 *.safetensors   tensors      *.json   settings, tokenizer
+
+Every byte passes once through memory: hashed while it is written, and while it is read into the memory that the tensors then are.
 """
 
+import errno
 import hashlib
 import json
+import mmap
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from torch import Tensor, nn
 
-from mmgpt.errors import CheckpointError
+from mmgpt.errors import CheckpointError, VersionError
+from mmgpt.tensorfile import AGAIN, pieces, tensors_in
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 MAX_MANIFEST = 2**20
+CHUNK = 2**20  # bytes that are hashed while they are still in the processor's cache
 
 
 def write_folder(path: str | Path, tensors: Mapping[str, Mapping[str, Tensor]], texts: Mapping[str, str]) -> Path:
@@ -27,19 +33,14 @@ def write_folder(path: str | Path, tensors: Mapping[str, Mapping[str, Tensor]], 
     All files are written and flushed beside the target first; only then does the new folder take the target's name, so that
     a stop at any moment leaves the old folder, the new one, or (between two renames) the old one as `<name>.old-…`.
     """
-    from safetensors.torch import save
-
     path = Path(path)
     refuse_foreign(path, lambda name: name == MANIFEST or name in read_manifest(path)["files"], MANIFEST)
     fresh = path.with_name(f"{path.name}.new-{uuid.uuid4().hex[:8]}")
     try:
-        fresh.mkdir(parents=True)
-        files = {}
-        for name, named in tensors.items():
-            files[name] = flush(fresh / name, save({key: value.detach().cpu().contiguous() for key, value in named.items()}))
-        for name, text in texts.items():
-            files[name] = flush(fresh / name, text.encode())
-        flush(fresh / MANIFEST, json.dumps({"format": FORMAT, "files": files}, indent=1).encode())
+        make_folder(fresh)
+        files = {name: write_file(fresh / name, pieces(named)) for name, named in tensors.items()}
+        files |= {name: write_file(fresh / name, [text.encode()]) for name, text in texts.items()}
+        write_file(fresh / MANIFEST, [json.dumps({"format": FORMAT, "files": files}, indent=1).encode()])
         sync_folder(fresh)
         replace_folder(fresh, path)
     except OSError as error:
@@ -64,18 +65,40 @@ def refuse_foreign(path: Path, ours: Callable[[str], bool], mark: str) -> None:
         )
 
 
-def flush(path: Path, data: bytes) -> dict[str, str | int]:
-    with open(path, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    return {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+def make_folder(path: Path) -> None:
+    """A new folder, in new folders where there are none yet; each of those is on the disk before anything is put into it."""
+    missing = [parent for parent in path.parents if not parent.exists()]
+    path.mkdir(parents=True)
+    for parent in missing:
+        sync_folder(parent.parent)
+
+
+def write_file(path: Path, parts: Iterable[bytes | memoryview]) -> dict[str, str | int]:
+    """Writes a new file to the disk; its hash and size, as the manifest has them. Disks may take less at a time than they are given."""
+    digest, size = hashlib.sha256(), 0
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        for part in parts:
+            rest = memoryview(part)
+            while rest:
+                written = os.write(handle, rest[:CHUNK])
+                if not written:
+                    raise OSError(errno.EIO, "the disk takes 0 bytes")
+                digest.update(rest[:written])
+                rest, size = rest[written:], size + written
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+    return {"sha256": digest.hexdigest(), "bytes": size}
 
 
 def sync_folder(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network disks know no such thing
+            raise
     finally:
         os.close(handle)
 
@@ -98,21 +121,18 @@ def replace_folder(fresh: Path, path: Path) -> None:
 
 
 def read_folder(path: str | Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, str]]:
-    """(tensors, texts) as they were given to `write_folder`. Every byte is checked against the manifest before it is used."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
+    """(tensors, texts) as they were given to `write_folder`. Every byte is checked against the manifest before any is used."""
     path = Path(path)
+    data = {name: checked(path / name, facts) for name, facts in read_manifest(path)["files"].items()}
     tensors, texts = {}, {}
-    for name, facts in read_manifest(path)["files"].items():
-        data = checked(path / name, facts)
+    for name, found in data.items():
+        if name.endswith(".safetensors"):
+            tensors[name] = tensors_in(found, str(path / name))
+            continue
         try:
-            if name.endswith(".safetensors"):
-                tensors[name] = load(data)
-            else:
-                texts[name] = data.decode()
-        except (SafetensorError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"{path / name} cannot be read ({type(error).__name__}): copy the checkpoint again") from None
+            texts[name] = bytes(found).decode()
+        except UnicodeDecodeError as error:
+            raise CheckpointError(f"{path / name} cannot be read ({type(error).__name__}): {AGAIN}") from None
     return tensors, texts
 
 
@@ -121,50 +141,71 @@ def read_manifest(path: Path) -> dict:
         raise CheckpointError(f"{path} is no checkpoint: it has no {MANIFEST}; pass a folder that mmgpt has written")
     size = (path / MANIFEST).stat().st_size
     if size > MAX_MANIFEST:
-        raise CheckpointError(f"{path / MANIFEST} has {size} bytes, at most {MAX_MANIFEST} are read: copy the checkpoint again")
+        raise CheckpointError(f"{path / MANIFEST} has {size} bytes, at most {MAX_MANIFEST} are read: {AGAIN}")
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
+        manifest = json.loads((path / MANIFEST).read_text(), object_pairs_hook=once)
         version, files = manifest["format"], manifest["files"]
-        good = isinstance(version, int) and all(Path(n).name == n and {"sha256", "bytes"} <= f.keys() for n, f in files.items())
+        good = type(version) is int and version >= 1 and all(Path(n).name == n and facts_are_good(f) for n, f in files.items())
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         good, version = False, 0
     if not good:
-        raise CheckpointError(f"{path / MANIFEST} is damaged: copy the checkpoint again")
+        raise CheckpointError(f"{path / MANIFEST} is damaged: {AGAIN}")
     if version > FORMAT:
-        raise CheckpointError(f"{path} has format {version}, this mmgpt reads up to {FORMAT}: upgrade mmgpt")
+        raise VersionError(f"{path} has format {version}, this mmgpt reads up to {FORMAT}: upgrade mmgpt")
     return manifest
 
 
-def checked(path: Path, facts: Mapping[str, str | int]) -> bytes:
-    """The file's bytes, if they are those that were written: size first, so that an oversized file is never read."""
+def facts_are_good(facts: Mapping) -> bool:
+    return isinstance(facts["sha256"], str) and type(facts["bytes"]) is int and facts["bytes"] >= 0
+
+
+def once(pairs: list[tuple[str, object]]) -> dict:
+    """A JSON object; of a name that is there twice nobody knows which one is meant."""
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("a name twice")
+    return dict(pairs)
+
+
+def checked(path: Path, facts: Mapping[str, str | int]) -> mmap.mmap | bytes:
+    """The file's bytes in memory of their own, if they are those that were written: size first, so that an oversized file is never read."""
     if not path.is_file():
-        raise CheckpointError(f"{path} is missing: copy the checkpoint again")
-    if path.stat().st_size != facts["bytes"]:
-        raise CheckpointError(f"{path} has {path.stat().st_size} bytes, its manifest says {facts['bytes']}: copy the checkpoint again")
-    data = path.read_bytes()
-    found = hashlib.sha256(data).hexdigest()
+        raise CheckpointError(f"{path} is missing: {AGAIN}")
+    with open(path, "rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size != facts["bytes"]:
+            raise CheckpointError(f"{path} has {size} bytes, its manifest says {facts['bytes']}: {AGAIN}")
+        data = mmap.mmap(-1, size) if size else b""  # whole pages, which go back to the system when the last tensor in them goes
+        digest, end = hashlib.sha256(), 0
+        while end < size and (count := file.readinto(memoryview(data)[end : end + CHUNK])):
+            digest.update(memoryview(data)[end : end + count])
+            end += count
+    found = digest.hexdigest()
     if found != facts["sha256"]:
-        raise CheckpointError(f"{path} was changed: SHA-256 {found[:12]}…, its manifest says {str(facts['sha256'])[:12]}…: copy the checkpoint again")
+        raise CheckpointError(f"{path} was changed: SHA-256 {found[:12]}…, its manifest says {str(facts['sha256'])[:12]}…: {AGAIN}")
     return data
 
 
 def parsed(text: str, place: str) -> dict:
     """A JSON object, or a CheckpointError that names the place."""
     try:
-        values = json.loads(text)
+        values = json.loads(text, object_pairs_hook=once)
     except (ValueError, RecursionError):
         values = None
     if not isinstance(values, dict):
-        raise CheckpointError(f"{place} is no JSON object: copy the checkpoint again")
+        raise CheckpointError(f"{place} is no JSON object: {AGAIN}")
     return values
+
+
+def match(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], place: str | Path) -> None:
+    """Names and shapes of what a checkpoint holds are just those of the model that its config asks for."""
+    for name in sorted(wanted.keys() ^ found.keys()):
+        raise CheckpointError(f"{place}: tensor {name} is {'missing' if name in wanted else 'not of this model'}: {AGAIN}")
+    for name, tensor in wanted.items():
+        if tensor.shape != found[name].shape:
+            raise CheckpointError(f"{place}: {name} has shape {tuple(found[name].shape)}, its config asks for {tuple(tensor.shape)}")
 
 
 def load_exactly(module: nn.Module, found: Mapping[str, Tensor], place: str | Path, assign: bool = False) -> None:
     """Puts `found` into the module if names and shapes are just its own; with `assign` the tensors themselves, for a module without memory."""
-    wanted = module.state_dict()
-    for name in sorted(wanted.keys() ^ found.keys()):
-        raise CheckpointError(f"{place}: tensor {name} is {'missing' if name in wanted else 'not of this model'}: copy the checkpoint again")
-    for name, tensor in wanted.items():
-        if tensor.shape != found[name].shape:
-            raise CheckpointError(f"{place}: {name} has shape {tuple(found[name].shape)}, its config asks for {tuple(tensor.shape)}")
+    match(module.state_dict(), found, place)
     module.load_state_dict(dict(found), assign=assign)

@@ -193,7 +193,7 @@ def info(options: argparse.Namespace) -> None:
 
 
 def add_train(commands) -> None:
-    summary = "Trains a recipe's model. Ctrl-C saves; resume=true goes on."
+    summary = "Trains a recipe's model. Ctrl-C saves; resume=true goes on, resume=auto where there is something to go on from."
     example = "mmgpt train emoji data=emoji.parquet codec=runs/emoji-codec/final minutes=30"
     added = command(commands, "train", train, summary, example=example, details=recipes)
     added.add_argument("recipe", metavar="RECIPE", help="a name from the list below; `mmgpt train list` prints only the list")
@@ -219,9 +219,10 @@ def train(options: argparse.Namespace) -> None:
         with Show(options.recipe) as show:
             trainer = train(job.task, job.settings, job.out, job.resume, show)
     except KeyboardInterrupt:
-        print(f"what was learned is in {job.out}/last: add resume=true to go on", file=sys.stderr)
+        print(f"what was learned is in {job.out}: add resume=true to go on", file=sys.stderr)
         raise
-    print(f"{job.out}/final after {trainer.step} steps and {trainer.spent / 60:.1f} minutes")
+    if trainer.ranks.first:
+        print(f"{job.out}/final after {trainer.step} steps and {trainer.spent / 60:.1f} minutes")
 
 
 def recipes() -> str:
@@ -229,7 +230,7 @@ def recipes() -> str:
     from dataclasses import is_dataclass
 
     from mmgpt.train import recipes
-    from mmgpt.train.loop import Settings
+    from mmgpt.train.settings import Settings
 
     lines = ["recipes, and what they are set to:"]
     for name in recipes.RECIPES:

@@ -13,6 +13,10 @@ class CheckpointError(MmgptError):
     """A checkpoint that is missing, changed, incomplete or of another version."""
 
 
+class VersionError(CheckpointError):
+    """A checkpoint of a newer version of mmgpt: it is whole, but this one cannot read it."""
+
+
 class DataError(MmgptError):
     """A data source that does not exist or a sample that cannot be read."""
 

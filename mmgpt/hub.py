@@ -27,7 +27,7 @@ def find(name_or_folder: str | Path) -> Path:
         raise InputError(f"a checkpoint of type {type(name_or_folder).__name__}: pass its name, folder or hub id")
     folder = Path(name_or_folder).expanduser()
     if folder.is_dir():
-        if (folder / "log.jsonl").is_file() and (folder / "last").is_dir():
+        if (folder / "log.jsonl").is_file() and not (folder / "config.json").exists():
             ready = (folder / "final").is_dir()
             hint = f"pass {folder / 'final'}" if ready else "its model is not finished; resume=true goes on"
             raise CheckpointError(f"{folder} is the folder of a run, not of a model: {hint}")
@@ -101,8 +101,8 @@ def kind_of(folder: Path) -> str:
     facts = read_manifest(folder)["files"].get("config.json")
     if facts is None:
         raise CheckpointError(f"{folder} has no config.json: it is no model; pass the folder of a finished model")
-    kind = parsed(checked(folder / "config.json", facts).decode(errors="replace"), f"{folder}: config.json").get("kind")
-    if kind not in KINDS:
+    kind = parsed(bytes(checked(folder / "config.json", facts)).decode(errors="replace"), f"{folder}: config.json").get("kind")
+    if not isinstance(kind, str) or kind not in KINDS:
         raise CheckpointError(f"{folder} is a checkpoint of kind {kind!r}: known are {', '.join(KINDS)}; it may be of a newer version of mmgpt")
     return kind
 

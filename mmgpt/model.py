@@ -145,12 +145,12 @@ class GPT(nn.Module):
         reading = cache.reading(stream.document_BT, stream.block_BT, backend)
         return self.decoder(self.embed(stream), stream.position_BT3, reading, cache)
 
-    def losses(self, stream: Stream, backend: str = "sdpa") -> dict[str, Float[Tensor, "N"]]:
-        """Each head's loss at its own targets, in nats, one number a target. A stream without targets is refused."""
+    def losses(self, stream: Stream, backend: str = "sdpa", z_loss: float = 0.0) -> dict[str, Float[Tensor, "N"]]:
+        """Each head's loss at its own targets, in nats, one number a target (`z_loss`: see `Head.loss`). A stream without targets is refused."""
         if not stream.targets:
             raise TrainingError("0 targets in this batch: mark at least one segment `learn=True`, in a modality that the model writes")
         h_ND = self(stream, backend=backend).flatten(0, 1)
-        return {t.head: self.heads[t.head].loss(h_ND.index_select(0, t.slot_N), t.id_N) for t in stream.targets}
+        return {t.head: self.heads[t.head].loss(h_ND.index_select(0, t.slot_N), t.id_N, z_loss) for t in stream.targets}
 
     def generate(self, parts: Sequence[Segment | Part], to: str = "text", **settings) -> Segment:
         """Reads `parts` in order and writes one segment of modality `to`. Settings: see `generate.engine.Request`.

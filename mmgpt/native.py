@@ -7,21 +7,26 @@ picture, written   begin  codes    end     (causal, in reading order)
 """
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mmgpt.checkpoint import load_exactly, parsed, read_folder, write_folder
+from mmgpt.checkpoint import load_exactly, match, parsed, read_folder, write_folder
 from mmgpt.decoders.image_codec import ImageCodec, ImageCodecConfig, PictureCodec
 from mmgpt.decoders.transformer import DecoderConfig
 from mmgpt.encoders.image import ConvEncoder, PatchEncoder
 from mmgpt.encoders.text import TextCodec
-from mmgpt.errors import CheckpointError, InputError
+from mmgpt.errors import CheckpointError, InputError, MmgptError
 from mmgpt.generate.sampling import Sampling
 from mmgpt.layout import CodesLayout, Span, TextLayout, VectorsLayout
 from mmgpt.model import GPT, Port
+from mmgpt.tensorfile import AGAIN
+
+MAX_SIDE = 4096  # pixels of a picture's side, as much as any picture may have that is opened
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,10 @@ class NativeConfig:
 
     def __post_init__(self):
         sides = (self.patch, *self.codec.stride)
+        if not 1 <= self.picture <= MAX_SIDE or min(self.max_length, self.max_text) < 1:
+            raise InputError(
+                f"picture={self.picture}, max_length={self.max_length}, max_text={self.max_text}: use 1 to {MAX_SIDE} pixels, lengths of at least 1"
+            )
         if any(side < 1 or self.picture % side for side in sides):
             raise InputError(
                 f"pictures of {self.picture} pixels in patches of {self.patch} and codes of {self.codec.stride}: use sides that divide them"
@@ -112,15 +121,35 @@ def save(model: GPT, folder: str | Path, weights: dict[str, Tensor] | None = Non
 
 
 def load(folder: str | Path, device: torch.device | str = "cpu") -> GPT:
-    """A model from its folder. Nothing is used before its hash, its names and its shapes were found right."""
+    """A model from its folder. Nothing is used, nor memory taken, before its hash, its names and its shapes were found right."""
     tensors, texts = read_folder(folder)
     for name in ("config.json", "tokenizer.json"):
         if name not in texts:
             raise CheckpointError(f"{folder} has no {name}: it is no model; pass the folder of a finished model")
     config = config_from(parsed(texts["config.json"], f"{folder}: config.json"), folder)
-    model = build(config, TextCodec.from_text(texts["tokenizer.json"]), ImageCodec(config.codec))
-    load_exactly(model, tensors.get("model.safetensors", {}), folder)
+    text, found = TextCodec.from_text(texts["tokenizer.json"]), tensors.get("model.safetensors", {})
+    fit(config, text, found, folder)
+    model = build(config, text, ImageCodec(config.codec))
+    load_exactly(model, found, folder)
     return model.to(device).eval()
+
+
+def fit(config: NativeConfig, text: TextCodec, found: Mapping[str, Tensor], folder: str | Path) -> None:
+    """Compares the file with a model without memory: whatever sizes a config names, none are taken that the file does not hold."""
+    try:
+        rows = found["table.weight"].shape[0] if "table.weight" in found else 0
+        if max(config.decoder.depth, config.codec.blocks) > len(found) or config.codec.num_codes > rows:  # each has weights of its own
+            raise CheckpointError(
+                f"{folder}: {len(found)} tensors and {rows} ids for a depth of {config.decoder.depth}, {config.codec.blocks} blocks of a codec "
+                f"and {config.codec.num_codes} codes: {AGAIN}"
+            )
+        with torch.device("meta"):
+            match(build(config, text, ImageCodec(config.codec)).state_dict(), found, folder)
+    except MmgptError:
+        raise
+    except (TypeError, ValueError, ArithmeticError, AttributeError, IndexError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{folder}: config.json describes no model ({reason}): {AGAIN}") from None
 
 
 def config_from(values: dict, folder: str | Path) -> NativeConfig:
@@ -135,6 +164,18 @@ def config_from(values: dict, folder: str | Path) -> NativeConfig:
         decoder, codec = ({k: tuple(v) if isinstance(v, list) else v for k, v in values.pop(part).items()} for part in ("decoder", "codec"))
         if isinstance(decoder.get("qk_norm"), bool):  # as it was written before there were several
             decoder["qk_norm"] = "rms" if decoder["qk_norm"] else ""
-        return NativeConfig(decoder=DecoderConfig(**decoder), codec=ImageCodecConfig(**codec), **values)
-    except (TypeError, AttributeError) as error:
+        return of_kind(NativeConfig, values | {"decoder": of_kind(DecoderConfig, decoder), "codec": of_kind(ImageCodecConfig, codec)})
+    except (TypeError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(f"{folder}: config.json does not fit ({error}): it is of another version of mmgpt") from None
+
+
+def of_kind(kind: type, values: dict) -> Any:
+    """A config of JSON's values, each of the type that its field has where nothing is said; TypeError where one is not."""
+    for f in fields(kind):
+        value, default = values.get(f.name), f.default
+        if f.name not in values or default is MISSING:
+            continue
+        numbers = isinstance(default, tuple) and isinstance(value, tuple) and all(type(v) in (int, float) for v in value)
+        if not numbers and type(value) is not type(default) and (type(value), type(default)) != (int, float):
+            raise TypeError(f"{f.name} is {value!r}, not of type {type(default).__name__}")
+    return kind(**values)

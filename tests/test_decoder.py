@@ -300,3 +300,18 @@ def test_swiglu_gates_with_the_first_half():
     x = torch.randn(3, 1, 32)
     gate, up = F.linear(x, mlp.gate_up.weight[:48]), F.linear(x, mlp.gate_up.weight[48:])
     assert gap(mlp(x).detach(), (gate * torch.sigmoid(gate) * up @ mlp.down.weight.T).detach()) < 1e-5
+
+
+def test_recomputed_blocks_have_the_same_gradients():
+    """With dropout, too; what a block holds for its backward pass is computed twice."""
+    found = []
+    for recompute in (False, True):
+        gpt, calls = tiny_gpt(dropout=0.3).train(), []
+        for block in gpt.decoder.blocks:
+            block.recompute = recompute
+            block.mlp.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        torch.manual_seed(0)
+        gpt.losses(pack([gpt.write([Part("a red apple", True)])], gpt.spans))["text"].sum().backward()
+        found.append({name: p.grad for name, p in gpt.named_parameters() if p.grad is not None})
+        assert len(calls) == (2 + recompute * 2)
+    assert found[0].keys() == found[1].keys() and max(gap(found[0][name], found[1][name]) for name in found[0]) < 1e-6

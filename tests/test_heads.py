@@ -61,6 +61,33 @@ def test_logits_of_many_positions_are_never_held_at_once(monkeypatch):
     assert sizes == [3, 3, 3, 1]
 
 
+def test_beyond_a_limit_scores_are_computed_again(monkeypatch):
+    """The same losses and gradients, each chunk scored twice; without gradients once."""
+    head, table = head_of(Span(0, 20))
+    monkeypatch.setattr(heads, "CHUNK", 3)
+    h_ND, ids, found, sizes, logits = torch.randn(10, 8, requires_grad=True), torch.randint(0, 20, (10,)), [], [], head.logits
+    monkeypatch.setattr(head, "logits", lambda h: sizes.append(len(h)) or logits(h))
+    for held in (200, 199):
+        monkeypatch.setattr(heads, "HELD", held)
+        loss_N = head.loss(h_ND, ids, 0.1)
+        found.append((loss_N.detach(), *torch.autograd.grad(loss_N.sum(), [h_ND, table.weight])))
+    assert all(gap(one, other) < 1e-6 for one, other in zip(*found, strict=True)) and len(sizes) == 4 + 8
+    with torch.no_grad():
+        head.loss(h_ND, ids)
+    assert len(sizes) == 4 + 8 + 4
+
+
+def test_z_loss_is_the_squared_log_of_the_normaliser():
+    head, _ = head_of(Span(4, 16))
+    h_ND, ids = torch.randn(5, 8), torch.randint(4, 16, (5,))
+    wanted = head.loss(h_ND, ids) + 0.25 * head.logits(h_ND).logsumexp(-1) ** 2
+    assert gap(head.loss(h_ND, ids, 0.25), wanted) < 1e-5
+    gpt = tiny_gpt()
+    stream = pack([gpt.write([Part("draw:", True), Part(picture(), True)])], gpt.spans)
+    plain, more = gpt.losses(stream), gpt.losses(stream, z_loss=0.25)
+    assert all((more[name] > plain[name]).all() for name in plain)
+
+
 def test_every_head_learns_from_its_own_loss_only():
     """A row of the table gets a gradient where its head scores it, or where its id stands in the stream: no other."""
     gpt = tiny_gpt()
@@ -111,12 +138,19 @@ class Given:
     def compile(self): ...
 
 
-@pytest.mark.parametrize(("loss", "gradient", "message"), [("inf", 1, "the loss at step 0 is inf"), ("nan", 1, "is nan"), (1, "inf", "the gradient")])
-def test_a_loss_or_gradient_that_is_not_finite_is_refused(loss, gradient, message):
-    """Before anything is changed."""
-    trainer = Trainer(Given(float(loss), float(gradient)), Settings(steps=3))
-    with pytest.raises(TrainingError, match=f"{message}.*lower learning_rate"):
-        trainer.update()
-    assert trainer.task.model.weight.item() == 1 and trainer.step == 0 and not any(o.state for o in trainer.optimizers)
-    trainer = Trainer(Given(1.0), Settings(steps=3))
-    assert trainer.update()["loss"] == 1
+@pytest.mark.parametrize(("loss", "gradient", "found"), [("inf", 1, "given"), ("-inf", 1, "given"), ("nan", 1, "given"), (1, "inf", "norm/weight")])
+def test_a_loss_or_gradient_that_is_not_finite_is_left_out(loss, gradient, found):
+    """Before anything is changed; the third time in a row is the last."""
+    trainer = Trainer(Given(float(loss), float(gradient)), Settings(steps=9))
+    for skipped in (1, 2):
+        assert trainer.update()["skipped"] == trainer.step == skipped and found in trainer.guard.bad[-1]["faults"]
+    trainer.task.loss, kept, trainer.task.gradient = 1.0, (trainer.task.loss, trainer.task.gradient), 1.0
+    before = trainer.task.model.weight.item()
+    assert before == 1 and not any(o.state for o in trainer.optimizers) and trainer.update()["loss"] == 1 and trainer.guard.bad == []
+    assert trainer.task.model.weight.item() != before
+    trainer.task.loss, trainer.task.gradient = kept
+    before = trainer.task.model.weight.item()
+    with pytest.raises(TrainingError, match=rf"3 updates in a row, at steps 3, 4, 5, .*{found}.*lower learning_rate"):
+        for _ in range(3):
+            trainer.update()
+    assert trainer.task.model.weight.item() == before and trainer.guard.skipped == 5 and trainer.step == 6

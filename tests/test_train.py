@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -18,9 +19,12 @@ from mmgpt.errors import CheckpointError, InputError, TrainingError
 from mmgpt.pack import length
 from mmgpt.train.codec import CodecTask, load_codec
 from mmgpt.train.gpt import GPTTask, Item, Mix, distortion
-from mmgpt.train.loop import Interruption, Settings, Trainer, batches, override, train
+from mmgpt.train.loop import Interruption, Trainer, train
 from mmgpt.train.muon import Muon, matrices, orthogonal
 from mmgpt.train.recipes import CodecOptions, emoji, emoji_codec, pixels, split
+from mmgpt.train.saves import newest_good
+from mmgpt.train.settings import Settings, override
+from mmgpt.train.task import batches
 
 NAMES = ("red apple", "small cat", "green apple", "big dog", "caption", "draw")
 PICTURES = torch.from_numpy(np.stack([np.array(picture(seed)) for seed in range(len(NAMES))])).permute(0, 3, 1, 2).contiguous()
@@ -40,11 +44,20 @@ def small_codec(stride=(8, 4), levels=(4, 4), seed: int = 0) -> ImageCodec:
 
 
 def tensors_of(folder) -> dict[str, torch.Tensor]:
-    """All that a run goes on from, but its clock."""
-    files, texts = read_folder(folder)
+    """All that a run goes on from, but its clock: of its newest state."""
+    files, texts = state_of(folder).tensors, state_of(folder).texts
     return {f"{file} {name}": value for file, named in files.items() for name, value in named.items()} | {
         "step": torch.tensor(json.loads(texts["run.json"])["step"])
     }
+
+
+def state_of(run):
+    """The newest state; the first one may still be written while training goes on."""
+    for _ in range(1000):
+        if state := newest_good(run)[0]:
+            return state
+        time.sleep(0.01)
+    pytest.fail(f"no state in {run}")
 
 
 def identical(one: dict, other: dict) -> bool:
@@ -72,12 +85,12 @@ def test_the_loss_falls_and_the_result_can_be_used(tmp_path):
     assert gap(made.table.weight, trainer.average["table.weight"].half()) == 0 and isinstance(made.caption([picture()])[0], str)
 
 
-@pytest.mark.parametrize("muon", [False, True])
-def test_resumed_is_uninterrupted(muon, tmp_path):
+@pytest.mark.parametrize("more", [{}, {"muon": True}, {"accumulate": 2, "workers": 2, "ema": 0.9}], ids=["plain", "muon", "parts"])
+def test_resumed_is_uninterrupted(more, tmp_path):
     """Stopped after 1, 2 and 5 updates: weights, average, optimizer, batches and dropout are those of a run that was never stopped, bit for bit."""
-    quick = replace(QUICK, muon=muon)
+    quick = replace(QUICK, **more)
     whole = train(gpt_task(dropout=0.2), quick, tmp_path / "whole")
-    wanted = tensors_of(tmp_path / "whole" / "last")
+    wanted = tensors_of(tmp_path / "whole")
     assert wanted["step"] == 6 and sum("exp_avg_sq" in name or ":momentum" in name for name in wanted) == len(whole.parameters)
     for stop in (1, 2, 5):
         folder = tmp_path / str(stop)
@@ -88,18 +101,36 @@ def test_resumed_is_uninterrupted(muon, tmp_path):
 
         with pytest.raises(KeyboardInterrupt, match=f"stopped after step {stop}"):
             train(gpt_task(dropout=0.2), quick, folder, show=interrupt)
-        assert tensors_of(folder / "last")["step"] == stop and not (folder / "final").exists()
+        assert tensors_of(folder)["step"] == stop and not (folder / "final").exists()
         torch.manual_seed(stop)  # whatever the process drew meanwhile
         train(gpt_task(dropout=0.2), quick, folder, resume=True)
-        assert identical(tensors_of(folder / "last"), wanted), stop
+        assert identical(tensors_of(folder), wanted), stop
         assert identical(read_folder(folder / "final")[0]["model.safetensors"], read_folder(tmp_path / "whole" / "final")[0]["model.safetensors"])
+
+
+@pytest.mark.long
+def test_resumed_is_uninterrupted_at_every_step(tmp_path):
+    """60 steps with workers, packed rows, hidden codes, distortion, dropout, parts, warm-up and average: stopped after each of them (T-7)."""
+    settings = replace(QUICK, steps=60, warmup=10, ema=0.9, accumulate=2, workers=2)
+
+    def task():
+        return gpt_task(dropout=0.2, augment=True, hide=1.0, row_length=128)
+
+    train(task(), replace(settings, save_every=1, keep_last=60), tmp_path / "whole")
+    wanted = tensors_of(tmp_path / "whole")
+    for stop in range(1, 60):
+        folder = tmp_path / str(stop)
+        folder.mkdir()
+        os.rename(tmp_path / "whole" / f"step-{stop:07d}", folder / f"step-{stop:07d}")
+        train(task(), settings, folder, resume=True)
+        assert identical(tensors_of(folder), wanted), stop
 
 
 def test_a_run_keeps_its_optimizer(tmp_path):
     train(gpt_task(), replace(QUICK, steps=1, muon=True), tmp_path)
     trainer = Trainer(gpt_task(), QUICK)
     with pytest.raises(TrainingError, match="muon=True, not False"):
-        trainer.resume(tmp_path)
+        trainer.resume(state_of(tmp_path))
     assert trainer.step == 0
 
 
@@ -139,7 +170,7 @@ def test_muon_is_for_layers():
 
 def test_a_run_is_its_seed(tmp_path):
     first, again, other = (train(gpt_task(seed), QUICK, tmp_path / name) for seed, name in [(0, "a"), (0, "b"), (1, "c")])
-    assert identical(tensors_of(tmp_path / "a" / "last"), tensors_of(tmp_path / "b" / "last"))
+    assert identical(tensors_of(tmp_path / "a"), tensors_of(tmp_path / "b"))
     assert gap(first.average["table.weight"], other.average["table.weight"]) > 1e-4 and first.step == again.step == 6
 
 
@@ -147,9 +178,9 @@ def test_one_direction_alone_resumes(tmp_path):
     """Where the picture encoder gets no gradient it has no moments to save, nor to load."""
     train(gpt_task(captions=0), QUICK, tmp_path / "whole")
     train(gpt_task(captions=0), Settings(**vars(QUICK) | {"steps": 3}), tmp_path / "parts")
-    assert not any("encoders" in name and "exp_avg" in name for name in tensors_of(tmp_path / "parts" / "last"))
+    assert not any("encoders" in name and "exp_avg" in name for name in tensors_of(tmp_path / "parts"))
     trainer = Trainer(gpt_task(captions=0), QUICK)
-    trainer.resume(tmp_path / "parts")
+    trainer.resume(state_of(tmp_path / "parts"))
     assert trainer.step == 3
 
 
@@ -180,7 +211,7 @@ def test_samples_are_of_the_average_and_leave_the_run_alone(tmp_path):
         if every:
             assert [gap(weight, averages[at]) for (weight, _, _), at in zip(seen, (1, 3, 5), strict=True)] == [0, 0, 0]
             assert not any(training for _, training, _ in seen) and task.model.training
-    assert identical(tensors_of(tmp_path / "with" / "last"), tensors_of(tmp_path / "without" / "last"))
+    assert identical(tensors_of(tmp_path / "with"), tensors_of(tmp_path / "without"))
 
 
 def test_the_rate_rises_stays_and_falls():
@@ -204,18 +235,20 @@ def test_a_run_is_not_overwritten(tmp_path):
     other.model = tiny_gpt(depth=3)
     with pytest.raises(CheckpointError, match="holds another model"):
         train(other, QUICK, tmp_path, resume=True)
-    assert tensors_of(tmp_path / "last")["step"] == 1
+    assert tensors_of(tmp_path)["step"] == 1
 
 
-def test_a_loss_that_explodes_leaves_the_last_good_save(tmp_path):
-    task = gpt_task()
+def test_a_loss_that_explodes_leaves_the_weights_alone(tmp_path):
+    """Three updates in a row are left out, then the run stops, says at which steps, and keeps what was learned before them."""
+    task, steps, kept = gpt_task(), [], []
     losses = task.losses
-    task.losses = lambda batch: losses(batch) if trainer_steps.append(1) or len(trainer_steps) < 4 else (losses(batch)[0] * torch.inf, {})
-    trainer_steps: list[int] = []
-    with pytest.raises(TrainingError, match="the loss at step 3 is inf"):
-        train(task, QUICK, tmp_path)  # which saves at the end alone
-    kept = tensors_of(tmp_path / "last")
-    assert kept["step"] == 3 and all(torch.isfinite(value).all() for value in kept.values()) and not (tmp_path / "final").exists()
+    task.losses = lambda *given: losses(*given) if steps.append(1) or len(steps) < 4 else (losses(*given)[0] * torch.inf, {})
+    with pytest.raises(TrainingError, match=r"3 updates in a row, at steps 3, 4, 5, .*the last loss was inf.*lower learning_rate"):
+        train(task, replace(QUICK, save_every=3), tmp_path, show=lambda t, _: kept.append(tensors_of(tmp_path)) if t.step == 4 else None)
+    last = tensors_of(tmp_path)
+    assert kept[0].pop("step") == 3 and last.pop("step") == 6 and identical(kept[0], last) and not (tmp_path / "final").exists()
+    assert [one["step"] for one in json.loads((tmp_path / "bad-batch.json").read_text())] == [3, 4, 5]
+    assert [json.loads(line)["skipped"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [0, 1, 2]
 
 
 def test_a_second_interruption_ends_at_once():
@@ -239,7 +272,7 @@ def test_words_become_settings():
 def test_an_unknown_word_lists_the_known_ones():
     with pytest.raises(TrainingError, match="unknown setting 'step': known are steps, minutes, learning_rate"):
         override(Settings(), {"step": "7"})
-    with pytest.raises(TrainingError, match="unknown setting 'colour': known are batch_size, .*levels.* warmup"):
+    with pytest.raises(TrainingError, match="unknown setting 'colour': known are accumulate, batch_size, .*levels.* warmup"):
         emoji_codec({"colour": "red"})
     for words in ({"steps": "many"}, {"compile": "perhaps"}, {"betas": "a,b"}):
         with pytest.raises(TrainingError, match="expected"):
@@ -443,7 +476,7 @@ def test_workers_make_the_same_batches():
     task = gpt_task()
     alone, ahead = (batches(task, 3, workers) for workers in (0, 2))
     for _ in range(5):
-        for here, there in zip(next(alone), next(ahead), strict=True):
+        for here, there in zip(*next(alone), *next(ahead), strict=True):
             assert torch.equal(here.ids_BT, there.ids_BT) and torch.equal(here.position_BT3, there.position_BT3)
             assert all(torch.equal(a.prepared.values_NF, b.prepared.values_NF) for a, b in zip(here.inputs, there.inputs, strict=True))
 

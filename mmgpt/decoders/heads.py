@@ -1,19 +1,25 @@
 """(N, D) vectors -> logits and losses over the ids of one modality."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from mmgpt.layout import Span
 
 CHUNK = 2048  # vectors scored at a time: the logits of more are never held at once
+HELD = 2**26  # scores that are kept for the backward pass; where there are more, it computes those of each chunk again
 
 
 class Head(nn.Module):
     """Scores of the ids `ids`, and what each target among them costs."""
 
     ids: Span
+    look: Callable[[Tensor], None] | None = None  # is shown the scores of every chunk, while somebody watches
 
     def logits(self, h_ND: Float[Tensor, "N D"], rows: Span | None = None, /) -> Float[Tensor, "N V"]:
         """Scores of the ids `rows` (without: all of this head)."""
@@ -23,10 +29,24 @@ class Head(nn.Module):
         """The scores that a loss compares."""
         return self.logits(h_ND)
 
-    def loss(self, h_ND: Float[Tensor, "N D"], id_N: Int[Tensor, "N"], /) -> Float[Tensor, "N"]:
-        """Cross-entropy of each target among this head's ids, in nats, not averaged."""
+    def loss(self, h_ND: Float[Tensor, "N D"], id_N: Int[Tensor, "N"], z_loss: float = 0.0, /) -> Float[Tensor, "N"]:
+        """Cross-entropy of each target among this head's ids, in nats, not averaged.
+
+        `z_loss` times the squared logarithm of the softmax' normaliser is added (PaLM, arXiv:2204.02311, section 5: 1e-4): scores
+        that all grow alike cost nothing otherwise, and where modalities share weights they do grow (Chameleon, arXiv:2405.09818).
+        """
+        again = torch.is_grad_enabled() and len(h_ND) * len(self.ids) > HELD
+        cost = partial(checkpoint, self.cost, use_reentrant=False) if again else self.cost
         chunks = zip(h_ND.split(CHUNK), (id_N - self.ids.start).split(CHUNK), strict=True)
-        return torch.cat([F.cross_entropy(self.answers(h).float(), target, reduction="none") for h, target in chunks])
+        return torch.cat([cost(h, target, z_loss) for h, target in chunks])
+
+    def cost(self, h_ND: Float[Tensor, "N D"], target_N: Int[Tensor, "N"], z_loss: float) -> Float[Tensor, "N"]:
+        """The loss of one chunk."""
+        scores_NV = self.answers(h_ND).float()
+        if self.look is not None:
+            self.look(scores_NV.detach())
+        loss_N = F.cross_entropy(scores_NV, target_N, reduction="none")
+        return loss_N + z_loss * scores_NV.logsumexp(-1).square() if z_loss else loss_N
 
 
 class TableHead(Head):

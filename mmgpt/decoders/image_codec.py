@@ -77,7 +77,8 @@ class ImageCodec(nn.Module):
             up = [*stage(wide), Upsample(wide, narrow, factor), *up]
         self.analysis = nn.Sequential(*down, nn.GroupNorm(8, widths[-1]), nn.Conv2d(widths[-1], len(config.levels), 1))
         self.synthesis = nn.Sequential(nn.Conv2d(len(config.levels), widths[-1], 3, padding=1), *up)
-        self.quantise = FSQ(list(config.levels), channel_first=True)
+        with torch.device("cpu"):  # it computes its tables while it is built, also inside a model without memory
+            self.quantise = FSQ(list(config.levels), channel_first=True)
 
     def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B 3 H W"], Int[Tensor, "B h w"]]:
         """Reconstruction and codes; the gradient passes the rounding straight through."""

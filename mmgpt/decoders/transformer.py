@@ -7,6 +7,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from mmgpt.decoders.attention import Attends
 from mmgpt.decoders.cache import Cache, NoCache, Remembers
@@ -47,6 +48,9 @@ class DecoderConfig:
     windowed: tuple[int, ...] = ()
 
     def __post_init__(self):
+        sizes = (self.width, self.depth, self.num_heads, self.num_kv_heads, self.head_width, self.mlp_width)
+        if min(sizes) < 1:
+            raise InputError(f"a decoder of sizes {sizes} (width, depth, heads, key/value heads, head_width, mlp_width): use at least 1 of each")
         if self.qk_norm not in QK_NORMS:
             raise InputError(f"qk_norm={self.qk_norm!r}: use one of {', '.join(map(repr, QK_NORMS))}")
         if self.rope_frequencies and len(self.rope_frequencies) != self.head_width // 2:
@@ -120,8 +124,14 @@ class Block(nn.Module):
         self.mlp = SwiGLU(config)
         self.dropout = nn.Dropout(config.dropout)
         self.norm_after = config.norm_after
+        self.recompute = False  # in training: keep what comes in alone, and compute the rest again for the backward pass
 
     def forward(self, x_BTD: Float[Tensor, "B T D"], cos, sin, reading: Attends, cache: Remembers) -> Float[Tensor, "B T D"]:
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(self.compute, x_BTD, cos, sin, reading, cache, use_reentrant=False)
+        return self.compute(x_BTD, cos, sin, reading, cache)
+
+    def compute(self, x_BTD: Float[Tensor, "B T D"], cos, sin, reading: Attends, cache: Remembers) -> Float[Tensor, "B T D"]:
         if self.norm_after:
             x_BTD = x_BTD + self.dropout(self.attention_norm(self.attention(x_BTD, cos, sin, reading, cache)))
             return x_BTD + self.dropout(self.mlp_norm(self.mlp(x_BTD)))

@@ -66,7 +66,7 @@ def load(folder: str | Path, device: torch.device | str = "cpu", parts: Mapping[
     try:
         with torch.device("meta"):
             gpt = built(values, texts, Path(folder), parts)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
         raise CheckpointError(f"{folder}: config.json does not fit ({error}): it is of another version of mmgpt") from None
     if parts:
         raise InputError(f"{folder} has no part {sorted(parts)[0]!r} that was left to be given: leave it out")

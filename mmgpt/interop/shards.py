@@ -1,6 +1,6 @@
 """A folder of safetensors files -> where each tensor lies -> the tensor: the file's own memory, or read straight to where it belongs.
 
-The format: 8 bytes of header length, a JSON header, the tensors' bytes (huggingface.co/docs/safetensors). Tensors that are used as they lie
+The format is that of `mmgpt/tensorfile.py`. Tensors that are used as they lie
 are mapped, without a copy; neighbours that are one matrix here (gate, up) as one. The rest (q, k, v: others lie between them) is read to
 its place. Its own library would map those too, so that what is joined on the way were held twice.
 """
@@ -8,8 +8,7 @@ its place. Its own library would map those too, so that what is joined on the wa
 import json
 import math
 import mmap
-import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,13 +16,9 @@ import torch
 from torch import Tensor
 
 from mmgpt.errors import CheckpointError
+from mmgpt.tensorfile import AGAIN, extents, header_length
 
 INDEX = "model.safetensors.index.json"
-MAX_HEADER = 100_000_000  # bytes, the limit of the format's own library
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn}
-DTYPES |= {"F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8}
-DTYPES |= {"BOOL": torch.bool}
-AGAIN = "copy the checkpoint again"
 
 
 @dataclass(frozen=True)
@@ -111,33 +106,5 @@ def files(folder: Path) -> list[Path]:
 def header(file: Path) -> dict[str, Place]:
     size = file.stat().st_size
     with open(file, "rb") as opened:
-        start = opened.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        if not 2 <= length <= min(MAX_HEADER, size - 8):
-            raise CheckpointError(f"{file} has {size} bytes and says that {length} of them are its header: {AGAIN}")
-        try:
-            entries = json.loads(opened.read(length))
-            entries.pop("__metadata__", None)
-            found = {name: place_of(file, 8 + length, entry) for name, entry in entries.items()}
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            if isinstance(error, CheckpointError):
-                raise
-            raise CheckpointError(f"{file}: its header is damaged: {AGAIN}") from None
-    end = 8 + length
-    for name, place in sorted(found.items(), key=lambda item: (item[1].offset, item[1].bytes)):
-        if place.offset != end:
-            raise CheckpointError(
-                f"{file}: tensor {name} lies at byte {place.offset}, the one before it ends at {end}: its header is damaged; {AGAIN}"
-            )
-        end += place.bytes
-    if end != size:
-        raise CheckpointError(f"{file} has {size} bytes, its header says {end}: it was cut short or changed; {AGAIN}")
-    return found
-
-
-def place_of(file: Path, base: int, entry: Mapping) -> Place:
-    begin, end = entry["data_offsets"]
-    dtype, shape = DTYPES.get(entry["dtype"]), tuple(entry["shape"])
-    if dtype is None or not all(isinstance(n, int) and n >= 0 for n in (begin, end, *shape)) or math.prod(shape) * dtype.itemsize != end - begin:
-        raise CheckpointError(f"{file}: a tensor of {entry['dtype']} {list(shape)} in {end - begin} bytes: its header is damaged; {AGAIN}")
-    return Place(file, base + begin, end - begin, dtype, shape)
+        data = opened.read(header_length(opened.read(8), size, str(file)))
+    return {name: Place(file, e.offset, e.bytes, e.dtype, e.shape) for name, e in extents(data, size, str(file)).items()}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mmgpt.checkpoint import load_exactly, parsed, read_folder, write_folder
 from mmgpt.decoders.image_codec import ImageCodec, ImageCodecConfig, codebook_usage, reconstruction_loss
-from mmgpt.errors import CheckpointError
+from mmgpt.errors import CheckpointError, TrainingError
 
 
 class CodecTask:
@@ -21,8 +21,13 @@ class CodecTask:
         self.model, self.pictures, self.batch_size, self.seed = model, pictures, batch_size, seed
 
     def batch(self, step: int) -> Float[Tensor, "B 3 H W"]:
+        return self.share(step, 0, 1)
+
+    def share(self, step: int, number: int, of: int) -> Float[Tensor, "B 3 H W"]:
+        if self.batch_size % of:
+            raise TrainingError(f"batch_size={self.batch_size} in {of} parts (ranks times accumulate): use a multiple of {of}")
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-        index = torch.randint(len(self.pictures), (self.batch_size,), generator=generator)
+        index = torch.randint(len(self.pictures), (self.batch_size,), generator=generator)[number::of]
         return (self.pictures[index].float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
 
     def losses(self, batch: Float[Tensor, "B 3 H W"]) -> tuple[Tensor, dict[str, float]]:

@@ -15,7 +15,9 @@ from mmgpt.errors import TrainingError
 from mmgpt.generate.guidance import without_condition
 from mmgpt.model import GPT
 from mmgpt.native import save
-from mmgpt.pack import Document, pack
+from mmgpt.pack import Document, assign, length, pack
+from mmgpt.train.task import Work
+from mmgpt.train.watch import added, stream_work
 from mmgpt.types import Part, Stream
 
 
@@ -35,6 +37,7 @@ class Mix:
     `augment`: pictures that are read are distorted, by `strength` times the usual; above 1 they are also bent and lose their colours at times.
     `hide`: half of the drawings are learned with up to this share of their own codes hidden from the codes behind them. A code
     follows from its neighbours almost without the words, so that words are learned late; hidden neighbours leave only the words.
+    `z_loss`: weight of a cost that keeps scores from growing, see `decoders.heads.Head.loss`; 1e-4 is usual.
     """
 
     captions: int = 24
@@ -46,10 +49,13 @@ class Mix:
     augment: bool = True
     strength: float = 1.0
     hide: float = 0.0
+    z_loss: float = 0.0
 
     def __post_init__(self):
         if not 0 < self.strength <= 3:
             raise TrainingError(f"strength={self.strength}: pictures are distorted above 0, up to 3 times as much as usual")
+        if not 0 <= self.z_loss < 1:
+            raise TrainingError(f"z_loss={self.z_loss}: use 0 (none) to below 1; 0.0001 is usual")
         if min(self.captions, self.draws) < 0 or self.captions + self.draws == 0 or not (0 <= self.drop <= 1 and 0 <= self.hide <= 1):
             raise TrainingError(
                 f"captions={self.captions}, draws={self.draws}, drop={self.drop}, hide={self.hide}: "
@@ -99,18 +105,33 @@ class GPTTask:
                 )
 
     def batch(self, step: int) -> tuple[Stream, ...]:
-        """One stream a direction: documents of one direction are about equally long, so rows of their own are nearly full."""
+        return self.share(step, 0, 1)
+
+    def share(self, step: int, number: int, of: int) -> tuple[Stream, ...]:
+        """Every `of`-th document of each direction. All chance is drawn document by document, so that parts are parts of one whole.
+
+        One stream a direction: documents of one direction are about equally long, so rows of their own are nearly full.
+        """
+        mix, fewest = self.mix, min(count for count in (self.mix.captions, self.mix.draws) if count)
+        if fewest < of:
+            raise TrainingError(f"captions={mix.captions}, draws={mix.draws} in {of} parts (ranks times accumulate): use 0 or at least {of} of each")
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-        count = self.mix.captions + self.mix.draws
+        count = mix.captions + mix.draws
         index = torch.multinomial(self.weight_N, count, replacement=count > len(self.items), generator=generator).tolist()
         chance = torch.rand(count, 2, generator=generator).tolist()
+        seeds = torch.randint(2**62, (mix.captions,), generator=generator).tolist()
+        captions = range(number, mix.captions, of)
+        draws = range(mix.captions + number, count, of)
+        documents = []
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
-            documents = [self.caption(i, c) for i, c in zip(index[: self.mix.captions], chance, strict=False)]
-        drawings = [self.draw(i, c) for i, c in zip(index[self.mix.captions :], chance[self.mix.captions :], strict=True)]
-        streams = [pack(some, self.model.spans, self.mix.row_length or None) for some in (documents, drawings) if some]
-        if self.mix.draws and self.mix.hide:
-            streams[-1] = hidden(streams[-1], self.model.begin, self.mix.hide, generator)
+            for n in captions:
+                torch.manual_seed(seeds[n])
+                documents.append(self.caption(index[n], chance[n]))
+        drawings = [self.draw(index[n], chance[n]) for n in draws]
+        streams = [pack(some, self.model.spans, mix.row_length or None) for some in (documents, drawings) if some]
+        if mix.draws and mix.hide:
+            noise = torch.rand(mix.draws, 1 + self.codes[0].size, generator=generator)[number::of]
+            streams[-1] = hidden(streams[-1], self.model.begin, mix.hide, noise[order(drawings, mix.row_length or None)])
         return tuple(streams)
 
     def caption(self, index: int, chance: list[float]) -> Document:
@@ -131,13 +152,18 @@ class GPTTask:
         begin, words = self.model.write(sample)
         return [begin, words, self.model.ports["image"].writes.write(self.codes[index], learn=True)]
 
-    def losses(self, batch: tuple[Stream, ...]) -> tuple[Float[Tensor, ""], dict[str, float]]:
-        """Each head's mean loss, weighted; the figures are nats a target."""
+    def counts(self, batch: tuple[Stream, ...]) -> dict[str, int]:
+        """The targets of each head."""
+        return added({target.head: len(target.id_N)} for stream in batch for target in stream.targets)
+
+    def losses(self, batch: tuple[Stream, ...], counts: dict[str, int] | None = None) -> tuple[Float[Tensor, ""], dict[str, float]]:
+        """Each head's mean loss, weighted; the figures are nats a target. `counts`: the targets of the whole that this is a part of."""
         found: dict[str, list[Tensor]] = {}
         for stream in batch:
-            for name, loss_N in self.model.losses(stream.to(self.model.device), self.backend).items():
+            for name, loss_N in self.model.losses(stream.to(self.model.device), self.backend, self.mix.z_loss).items():
                 found.setdefault(name, []).append(loss_N)
-        by_head = {name: torch.cat(losses).mean() for name, losses in found.items()}
+        counts = counts or self.counts(batch)
+        by_head = {name: torch.cat(losses).sum() / counts[name] for name, losses in found.items()}
         weights = {"text": self.mix.text_weight, "image": self.mix.image_weight}
         total = sum(weights.get(name, 1.0) * loss for name, loss in by_head.items())
         return total, {name: float(loss.detach()) for name, loss in by_head.items()}
@@ -147,6 +173,9 @@ class GPTTask:
 
     def size(self, batch: tuple[Stream, ...]) -> int:
         return sum(int((stream.document_BT > 0).sum()) for stream in batch)
+
+    def work(self, batch: tuple[Stream, ...]) -> Work:
+        return stream_work(self.model, batch)
 
     def sample(self, folder: Path, step: int) -> None:
         """A strip of drawings and a file of captions, of the same items each time."""
@@ -168,14 +197,22 @@ class GPTTask:
         save(self.model, folder, weights, self.card, torch.float16)
 
 
-def hidden(stream: Stream, id: int, most: float, generator: torch.Generator) -> Stream:
-    """The stream with learned codes shown as `id`: none in half of the documents, up to `most` of them in the rest. Targets stay."""
-    rows, length = stream.ids_BT.shape
-    slot_N = torch.cat([target.slot_N for target in stream.targets]) + 1
-    document_N = slot_N // length * length + stream.document_BT.flatten()[slot_N]
-    share_N = most * (2 * torch.rand(rows * length + length, generator=generator) - 1).clamp(min=0)[document_N]
-    gone_N = slot_N[torch.rand(len(slot_N), generator=generator) < share_N]
-    return replace(stream, ids_BT=stream.ids_BT.flatten().index_fill(0, gone_N, id).view(rows, length))
+def hidden(stream: Stream, id: int, most: float, noise_NC: Float[Tensor, "N C"]) -> Stream:
+    """The stream with learned codes shown as `id`: none in half of the documents, up to `most` of them in the rest. Targets stay.
+
+    `noise_NC` has a row a document, in the order in which they stand: chance of the document, then of each of its codes.
+    """
+    slot_N = torch.cat([target.slot_N for target in stream.targets]).sort().values + 1
+    share_N1 = most * (2 * noise_NC[:, :1] - 1).clamp(min=0)
+    gone_N = slot_N[(noise_NC[:, 1:] < share_N1).flatten()]
+    return replace(stream, ids_BT=stream.ids_BT.flatten().index_fill(0, gone_N, id).view_as(stream.ids_BT))
+
+
+def order(documents: Sequence[Document], row_length: int | None) -> list[int]:
+    """The documents as they stand in the packed stream, row by row."""
+    if row_length is None:
+        return list(range(len(documents)))
+    return [index for row in assign([length(document) for document in documents], row_length) for index in row]
 
 
 def pick(options: Sequence, chance: float):

@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mmgpt.train.ranks import like, local, whole
+
 
 class Muon(torch.optim.Optimizer):
     """For weights of linear and convolutional layers, the latter as (out, in * h * w). Decay is decoupled, as in AdamW."""
@@ -25,11 +27,14 @@ class Muon(torch.optim.Optimizer):
                 looked_ahead = []
                 for p in same:
                     state = self.state[p]
-                    state.setdefault("momentum", torch.zeros_like(p)).lerp_(p.grad, 1 - group["momentum"])
-                    looked_ahead.append(p.grad.lerp(state["momentum"], group["momentum"]).flatten(1))
+                    momentum, gradient = state.setdefault("momentum", torch.zeros_like(p)), p.grad.clone()
+                    local(momentum).lerp_(local(p.grad), 1 - group["momentum"])
+                    local(gradient).lerp_(local(momentum), group["momentum"])
+                    looked_ahead.append(whole(gradient).flatten(1))  # of sharded weights every rank works on all rows, and keeps its own
                 update_NRC = orthogonal(torch.stack(looked_ahead)) * 0.2 * max(looked_ahead[0].shape) ** 0.5
                 for p, update_RC in zip(same, update_NRC, strict=True):
-                    p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update_RC.view_as(p), alpha=-group["lr"])
+                    update = local(like(p, update_RC.view(p.shape)))
+                    local(p).mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"])
 
 
 def by_shape(params) -> list[list[Tensor]]:

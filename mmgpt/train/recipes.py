@@ -1,5 +1,6 @@
 """Recipes: Python functions that build a task and its settings from `key=value` words. `RECIPES` lists them."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from io import BytesIO
@@ -10,7 +11,9 @@ from torch import Tensor
 
 from mmgpt.decoders.transformer import decoder_preset
 from mmgpt.errors import TrainingError
-from mmgpt.train.loop import Settings, Task, override
+from mmgpt.train.saves import how_to_begin
+from mmgpt.train.settings import Settings, override
+from mmgpt.train.task import Task
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,7 @@ class Job:
     task: Task
     settings: Settings
     out: str
-    resume: bool = False
+    resume: str = "false"  # or true, or auto
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class CodecOptions:
 
     data: str = "emoji.parquet"
     out: str = "runs/emoji-codec"
-    resume: bool = False
+    resume: str = "false"
     stride: tuple = (8, 4)
     levels: tuple = (8, 8, 8, 8)
     width: int = 64
@@ -58,7 +61,7 @@ class EmojiOptions:
     out: str = "runs/emoji"
     codec: str = "runs/emoji-codec/final"
     init: str = ""
-    resume: bool = False
+    resume: str = "false"
     leave_out: str = ""
     depth: int = 6
     width: int = 256
@@ -69,6 +72,7 @@ class EmojiOptions:
     image_weight: float = 1.0
     strength: float = 1.0  # of the distortion of pictures that are read; above 1 outlines bend and colours go, as with another artist
     hide: float = 0.0  # up to this share of a drawing's codes is hidden from the codes behind them, in half of the drawings
+    z_loss: float = 0.0  # keeps scores from growing; 0.0001 is usual
     row_length: int = 0
     skin_weight: float = 0.35
     patch: int = 16
@@ -109,7 +113,7 @@ def emoji(words: dict[str, str]) -> Job:
         )
         decoder = replace(decoder, mlp_width=64 * round(options.width / 24))
         model = build(NativeConfig(decoder, codec.config, text.num_codes, patch=options.patch, conv_stem=options.conv_stem), text, codec)
-    how = {"strength": options.strength, "hide": options.hide}
+    how = {"strength": options.strength, "hide": options.hide, "z_loss": options.z_loss}
     mix = Mix(options.captions, options.draws, options.drop, options.text_weight, options.image_weight, options.row_length, **how)
     card = f"# emoji, trained here\n\nTrained with {words or 'the recipe as it is'}. Not evaluated.\n"
     task = GPTTask(model.to(device_of(options.device)).train(), pixels(chosen), items, mix, settings.seed, card, options.backend, options.leave_out)
@@ -125,7 +129,7 @@ class PictureOptions:
     init: str = "emoji"
     text: str = ""
     question: str = "caption:"
-    resume: bool = False
+    resume: str = "false"
     captions: int = 16
     draws: int = 16
     drop: float = 0.1
@@ -161,6 +165,9 @@ def device_of(name: str) -> torch.device:
         raise TrainingError(f"device={name}: use cpu or cuda") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise TrainingError("device=cuda: this machine shows 0 CUDA devices to torch; leave device out")
+    if device == torch.device("cuda") and "LOCAL_RANK" in os.environ:  # torchrun: each process its own
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
     return device
 
 
@@ -198,6 +205,7 @@ def split(options, settings: Settings, words: dict[str, str]):
     unknown = [key for key in words if key not in mine | loops]
     if unknown:
         raise TrainingError(f"unknown setting {unknown[0]!r}: known are {', '.join(sorted(mine | loops))}")
+    how_to_begin(words.get("resume", False))
     if "steps" in words and "minutes" not in words:
         settings = replace(settings, minutes=0.0)  # a length in steps replaces the recipe's own in minutes
     return override(options, {k: v for k, v in words.items() if k in mine}), override(settings, {k: v for k, v in words.items() if k in loops})

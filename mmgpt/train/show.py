@@ -1,10 +1,11 @@
 """The figures of each update -> a progress bar on a terminal, or a line now and then in a file."""
 
+import os
 import sys
 
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-HIDDEN = ("norm", "rate", "per_second")  # in the log, not on the screen
+HIDDEN = ("norm", "rate", "per_second", "padding", "mfu", "wait", "skipped", "attention")  # in the log, not on the screen, as what has a /
 EVERY = 100  # updates between two lines where no terminal listens
 
 
@@ -13,8 +14,9 @@ class Show:
 
     def __init__(self, title: str):
         self.title, self.mean = title, {}
+        quiet = os.environ.get("RANK", "0") != "0"  # of several processes that torchrun has started, the first shows
         columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TaskProgressColumn(), TextColumn("{task.fields[figures]}"))
-        self.progress = Progress(*columns, disable=not sys.stderr.isatty())
+        self.progress = Progress(*columns, disable=quiet or not sys.stderr.isatty())
         self.bar = self.progress.add_task(title, total=1.0, figures="the first step")
 
     def __enter__(self) -> "Show":
@@ -35,9 +37,9 @@ class Show:
 
 def line(mean: dict[str, float], step: int, spent: float, progress: float) -> str:
     """step 1,200 | text 0.532  image 3.210  loss 3.742 | 9,800 a second | 12 min left"""
-    losses = "  ".join(f"{name} {value:.3f}" for name, value in mean.items() if name not in HIDDEN)
+    losses = "  ".join(f"{name} {value:.3f}" for name, value in mean.items() if name not in HIDDEN and "/" not in name)
     left = spent * (1 - progress) / max(progress, 1e-9)
-    return f"step {step:,} | {losses} | {mean['per_second']:,.0f} a second | {duration(left)} left"
+    return f"step {step:,} | {losses} | {mean.get('per_second', 0):,.0f} a second | {duration(left)} left"
 
 
 def duration(seconds: float) -> str:

@@ -43,17 +43,23 @@ def pack(documents: Sequence[Document], heads: dict[str, Span], row_length: int 
     lengths = [length(d) for d in documents]
     if not documents or min(lengths) == 0:
         raise InputError(f"{len(documents)} documents, the shortest of {min(lengths, default=0)} positions: pass at least one segment each")
-    rows = [[i] for i in range(len(documents))] if row_length is None else assign(lengths, row_length)
-    shape = (len(rows), row_length or max(lengths))
+    if row_length is None:
+        return lay([[document] for document in documents], heads, max(lengths))
+    return lay([[documents[i] for i in row] for row in assign(lengths, row_length)], heads, row_length)
+
+
+def lay(rows: Sequence[Sequence[Document]], heads: dict[str, Span], row_length: int) -> Stream:
+    """Documents that are in rows already, as a stream; those of a row must fit into it."""
+    shape = (len(rows), row_length)
     ids, document_no, block = (np.zeros(shape, np.int64) for _ in range(3))
     position, learn, names = np.zeros((*shape, 3), np.int64), np.zeros(shape, np.int64), ["", *heads]
     slots: dict[str, list[np.ndarray]] = {}
     prepared: dict[str, list] = {}
     for row, members in enumerate(rows):
         column = 0
-        for number, index in enumerate(members, 1):
+        for number, document in enumerate(members, 1):
             start, base, blocks = column, 0, 0
-            for written in documents[index]:
+            for written in document:
                 here = slice(column, column + len(written))
                 ids[row, here], document_no[row, here] = written.ids_N, number
                 learn[row, here] = np.where(written.choice_N & written.learn, names.index(written.head) if written.head in heads else ANY, 0)

@@ -1,6 +1,7 @@
 """Written segments, document by document -> one (B, T) stream; nothing is padded but the tail of each row."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -93,3 +94,23 @@ def targets(ids_BT: np.ndarray, learn_BT: np.ndarray, heads: dict[str, Span]) ->
         if len(mine):
             found.append(Target(name, torch.from_numpy(mine - 1), torch.from_numpy(flat[mine])))
     return tuple(found)
+
+
+def stack(streams: Sequence[Stream]) -> Stream:
+    """Streams of one row length below each other, as one."""
+    lengths = {stream.ids_BT.shape[1] for stream in streams}
+    if len(lengths) != 1:
+        raise InputError(f"{len(streams)} streams of {len(lengths)} row lengths ({sorted(lengths)}): pass at least one stream, all of one length")
+    first = np.cumsum([0, *(stream.ids_BT.numel() for stream in streams)]).tolist()  # flat position where each begins
+    inputs: dict[str, list[Input]] = {}
+    targets: dict[str, list[Target]] = {}
+    for begin, stream in zip(first, streams, strict=False):
+        for given in stream.inputs:
+            inputs.setdefault(given.encoder, []).append(replace(given, slot_N=given.slot_N + begin))
+        for target in stream.targets:
+            targets.setdefault(target.head, []).append(replace(target, slot_N=target.slot_N + begin))
+    return Stream(
+        *(torch.cat([getattr(stream, name) for stream in streams]) for name in ("ids_BT", "document_BT", "block_BT", "position_BT3")),
+        tuple(Input(name, join([i.prepared for i in some]), torch.cat([i.slot_N for i in some])) for name, some in inputs.items()),
+        tuple(Target(name, torch.cat([t.slot_N for t in some]), torch.cat([t.id_N for t in some])) for name, some in targets.items()),
+    )

@@ -57,9 +57,10 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Packed:
-    """A row, the samples that were left out on the way to it, and the state behind it."""
+    """A row, the names of the samples in it and of those left out on the way to it, and the state behind it."""
 
     stream: Stream
+    names: tuple[str, ...]
     bad: tuple[Bad, ...]
     state: dict[str, object]
 
@@ -100,12 +101,17 @@ class Lane:
                 last = self.noted[-1]
                 raise DataError(f"none of {10 * self.mixture.watched} samples fits into a row of {self.mixture.row_length}: use longer rows. {last}")
         chosen = fullest([length(w.document) for w in self.waiting], self.mixture.row_length)
-        row = [self.waiting[index].document for index in chosen]
+        row = [self.waiting[index] for index in chosen]
         self.waiting = [w for index, w in enumerate(self.waiting) if index not in set(chosen)]
         self.counts["rows"] += 1
-        self.counts["positions"] += sum(map(length, row))
+        self.counts["positions"] += sum(length(w.document) for w in row)
         bad, self.noted = tuple(self.noted), []
-        return Packed(lay([row], dict(self.mixture.heads), self.mixture.row_length), bad, self.state())
+        stream = lay([[w.document for w in row]], dict(self.mixture.heads), self.mixture.row_length)
+        return Packed(stream, tuple(self.name(w.address) for w in row), bad, self.state())
+
+    def name(self, address: Address) -> str:
+        shard, index = self.draws[address.source].where(address.place, address.row)
+        return f"{self.mixture.sources[address.source].name}: {shard}, sample {index}"
 
     def draw(self) -> None:
         """One more sample: its documents wait, or it is noted as bad."""
@@ -177,6 +183,7 @@ class Lane:
                 if address not in documents:
                     documents = {address: self.cut(self.document(address))}
                 found[(*numbers, piece)] = Waiting(address, piece, documents[address][piece])
+                self.beat()
             except Exception as error:
                 place = self.draws[address.source].where(address.place, address.row)
                 raise DataError(

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from mmgpt.errors import DataError
 
@@ -18,6 +18,7 @@ class Row:
     find: Callable[[str], bytes | Path]
 
 
+@runtime_checkable
 class Source(Protocol):
     """Samples in blocks; a block is what is read at once: a line, a picture, a row group of parquet, a tar.
 

@@ -78,7 +78,7 @@ class LineSource:
         self.begins = [line_begins(file) for file in files]
         self.behind = list(accumulate(len(begins) - 1 for begins in self.begins))
         self.size = self.num_blocks = self.behind[-1]
-        self.stamp = stamp_of(files, [begins[-1] for begins in self.begins])
+        self.stamp = stamp_of(files, [int(begins[-1]) for begins in self.begins])
         if not self.size:
             raise DataError(f"{name!r} holds 0 lines in {len(files)} files; write one object a line")
 

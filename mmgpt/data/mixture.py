@@ -88,7 +88,7 @@ class Draws:
         self.slices = -(-mixture.lanes // self.source.num_blocks)
         self.num = self.slices * self.source.num_blocks
         self.opened, self.drawn, self.open = state.get("opened", 0), state.get("drawn", 0), [list(at) for at in state.get("open", ())]
-        self.held: dict[int, Sequence] = {}  # rows of the open blocks, by place; read again after a resume
+        self.held: dict[int, tuple[int, int, Sequence]] = {}  # the open blocks, by place; read again after a resume
 
     def state(self) -> dict[str, object]:
         return {"opened": self.opened, "drawn": self.drawn, "open": [list(at) for at in self.open]}
@@ -99,7 +99,7 @@ class Draws:
         chosen = number(*self.key, "pick", self.lane, self.drawn) % len(self.open)
         place, taken = self.open[chosen]
         count = self.count(place)
-        row = self.slice(place) + self.slices * permuted(taken, count, *self.key, "rows", place)
+        row = self.opened_at(place)[1] + self.slices * permuted(taken, count, *self.key, "rows", place)
         self.drawn, self.open[chosen][1] = self.drawn + 1, taken + 1
         if taken + 1 == count:
             self.open.pop(chosen)
@@ -118,27 +118,27 @@ class Draws:
             elif not self.open and (empty := empty + 1) > self.num:
                 raise DataError(f"{self.source.name!r} has 0 samples for lane {self.lane} in {self.num} places; put some into it, or use fewer rows")
 
-    def block(self, place: int) -> int:
-        return permuted(place % self.num, self.num, *self.key, "blocks", place // self.num) // self.slices
-
-    def slice(self, place: int) -> int:
-        return permuted(place % self.num, self.num, *self.key, "blocks", place // self.num) % self.slices
+    def unit(self, place: int) -> tuple[int, int]:
+        """(block, which slice of it) at a place."""
+        return divmod(permuted(place % self.num, self.num, *self.key, "blocks", place // self.num), self.slices)
 
     def count(self, place: int) -> int:
         """How many rows the slice has."""
-        return len(range(self.slice(place), len(self.rows(place)), self.slices))
+        _, first, rows = self.opened_at(place)
+        return len(range(first, len(rows), self.slices))
 
-    def rows(self, place: int) -> Sequence:
-        """The rows of the block there. Only those of open slices are kept."""
+    def opened_at(self, place: int) -> tuple[int, int, Sequence]:
+        """(block, slice, rows of the block) at a place. Only those of open slices are kept."""
         if place not in self.held:
             kept = {at for at, _ in self.open}
-            self.held = {at: rows for at, rows in self.held.items() if at in kept}
-            self.held[place] = self.source.rows(self.block(place))
+            self.held = {at: unit for at, unit in self.held.items() if at in kept}
+            block, first = self.unit(place)
+            self.held[place] = (block, first, self.source.rows(block))
         return self.held[place]
 
     def row(self, place: int, row: int) -> Row:
         """The sample at an address; raises a `MmgptError` where it is broken."""
-        return self.rows(place)[row]
+        return self.opened_at(place)[2][row]
 
     def where(self, place: int, row: int) -> tuple[str, int]:
-        return self.source.where(self.block(place), row)
+        return self.source.where(self.unit(place)[0], row)

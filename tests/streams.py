@@ -39,7 +39,7 @@ def png(seed: int, side: int = 4) -> bytes:
 
 def words(seed: int, longest: int = 40) -> str:
     random = np.random.default_rng(seed)
-    return f"{seed}:" + "".join(random.choice(list("abcdefgh "), random.integers(3, longest)))
+    return f"{seed}:" + "".join(random.choice(list("abcdefgh "), random.integers(3, longest))) + "."
 
 
 def lines(path: Path, rows: list) -> Path:

@@ -16,10 +16,13 @@ from mmgpt.train.recipes import RECIPES
 from mmgpt.train.stream import StreamTask, writer
 
 
+GPT = tiny_gpt().train()
+
+
 def task(sources, rows: int = 2, **feeding) -> StreamTask:
-    gpt = tiny_gpt()
+    gpt = GPT
     mixture = Mixture(sources, writer(gpt).write, gpt.spans, 128, rows, begins=1, waiting=4, form=Form(draws=0.5))
-    return StreamTask(gpt.train(), mixture, {"image": 0.5}, **feeding)
+    return StreamTask(gpt, mixture, {"image": 0.5}, **feeding)
 
 
 def ids(batch) -> list:

@@ -57,13 +57,13 @@ def test_an_epoch_holds_every_sample_once(tmp_path, which, lanes, window):
 
 
 def test_resumed_is_uninterrupted(tmp_path):
-    """Stopped behind every one of 24 rows: in the midst of a pack, of a block, of a split document, and across the ends of epochs."""
+    """Stopped behind every one of 18 rows: in the midst of a pack, of a block, of a split document, and across the ends of epochs."""
     shared = mixture(three_sources(tmp_path), lanes=2)
-    rows = take(Lane(shared, 1), 30)
-    epochs = [max(place for place, _ in s["open"]) for s in rows[23].state["sources"] if s["open"]]
-    assert rows[23].state["counts"]["split"] and max(epochs) > 2 * 13 and any(s["open"][0][1] for s in rows[7].state["sources"] if s["open"])
-    for stop in range(24):
-        again = take(Lane(shared, 1, saved(rows[stop].state)), 3)
+    rows = take(Lane(shared, 1), 20)
+    epochs = [max(place for place, _ in s["open"]) for s in rows[17].state["sources"] if s["open"]]
+    assert rows[17].state["counts"]["split"] and max(epochs) > 2 * 13 and any(s["open"][0][1] for s in rows[7].state["sources"] if s["open"])
+    for stop in range(18):
+        again = take(Lane(shared, 1, saved(rows[stop].state)), 2)
         assert all(same(a, b) for a, b in zip(again, rows[stop + 1 :], strict=False)), stop
 
 

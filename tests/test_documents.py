@@ -15,7 +15,6 @@ from mmgpt.train.loop import Task, train
 from mmgpt.train.recipes import RECIPES
 from mmgpt.train.stream import StreamTask, writer
 
-
 GPT = tiny_gpt().train()
 
 

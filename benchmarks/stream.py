@@ -37,9 +37,8 @@ def main() -> None:
             fill = sum(packed.stream.fill for packed in rows) / len(rows)
             state = len(json.dumps(feed.state()))
         samples = sum(len(packed.names) for packed in rows)
-        print(
-            f"workers {workers}: {fill:.2%} filled, {samples / seconds:,.0f} samples and {len(rows) / seconds:,.1f} rows a second, state {state:,} bytes"
-        )
+        speed = f"{samples / seconds:,.0f} samples and {len(rows) / seconds:,.1f} rows a second"
+        print(f"workers {workers}: {fill:.2%} filled, {speed}, state {state:,} bytes")
 
 
 if __name__ == "__main__":

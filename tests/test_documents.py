@@ -73,14 +73,25 @@ def test_losses_are_weighted_by_head_and_divided_by_the_counts_of_the_whole(tmp_
 
 def test_the_recipe_trains_samples_and_exports(tmp_path, tiny_folder):
     (tmp_path / "a.png").write_bytes(png(1, 16))
-    lines(tmp_path / "a.jsonl", [{"image": "a.png", "text": f"a cat {n}"} for n in range(4)])
+    lines(tmp_path / "a.jsonl", [{"image": "a.png", "text": f"a cat {n}"} for n in range(4)] + [b"{"])
     parquet(tmp_path / "b.parquet", [{"text": words(n)} for n in range(9)])
     data = f"{tmp_path}/a.jsonl,{tmp_path}/b.parquet"
-    settings = {"rows": "2", "row_length": "96", "waiting": "4", "steps": "2", "save_every": "0", "sample_every": "2", "workers": "1"}
+    settings = {
+        "rows": "2",
+        "row_length": "96",
+        "waiting": "4",
+        "steps": "2",
+        "max_bad": "0.5",
+        "save_every": "0",
+        "sample_every": "2",
+        "workers": "1",
+    }
     job = RECIPES["documents"]({"data": data, "weights": "2,1", "init": str(tiny_folder), "out": str(tmp_path / "run"), **settings})
     assert job.task.mixture.shares == pytest.approx([2 / 3, 1 / 3]) and job.settings.workers == 0 and job.task.feeding["workers"] == 1
     trainer = train(job.task, job.settings, job.out)
     assert trainer.step == 2 and (tmp_path / "run" / "final" / "model.safetensors").is_file()
+    bad = [json.loads(line) for line in (tmp_path / "run" / "bad.jsonl").read_text().splitlines()]
+    assert {(one["shard"], one["index"], one["reason"][:8]) for one in bad} == {("a.jsonl", 5, "not JSON")} and {one["lane"] for one in bad} == {0, 1}
     assert "a.jsonl, sample 1" in (tmp_path / "run" / "samples" / "0000002.txt").read_text()
     with pytest.raises(DataError, match="2 sources with weights"):
         RECIPES["documents"]({"data": data, "weights": "2", "init": str(tiny_folder)})

@@ -104,6 +104,7 @@ def test_sources_that_cannot_be_opened(tmp_path, word, message):
     (tmp_path / "a.txt").write_text("a")
     (tmp_path / "a.parquet").write_text("a")
     parquet(tmp_path / "b.parquet", [{"number": 3}])
+    lines(tmp_path / "c.jsonl", [{"text": "a"}])
     with pytest.raises(DataError, match=message):
         open_source(str(tmp_path / word))
 

@@ -31,7 +31,7 @@ class ParquetSource:
             firsts.append(meta.num_row_groups)
             self.groups += [meta.row_group(group).num_rows for group in range(meta.num_row_groups)]
             sizes.append(meta.num_rows)
-            content.close()
+            content.close(force=True)
         self.behind = list(accumulate(firsts))
         self.num_blocks, self.size = len(self.groups), sum(sizes)
         if not self.size:
@@ -65,7 +65,7 @@ class ParquetSource:
             content = self.open(self.files[file])
             columns = [name for name in content.schema_arrow.names if name in USED or name == self.text]
             table = content.read_row_group(group, columns=columns, use_threads=False)
-            content.close()
+            content.close(force=True)
         except (pyarrow.ArrowException, OSError, DataError) as error:
             return Unreadable(self.groups[block], f"row group {group} cannot be read ({type(error).__name__}); write or download the file again")
         return TableRows(table, Path(self.files[file]).parent if "://" not in self.files[file] else None)

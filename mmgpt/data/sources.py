@@ -44,9 +44,8 @@ def open_source(word: str, text: str = "") -> Source:
 
 
 def files_of(folder: Path) -> list[Path]:
-    """The shards in a folder, of the first kind that there is."""
-    listed = [sorted(folder.glob(f"*{kind}")) for kind in KINDS]
-    return next((files for files in listed if files), [])
+    """The shards in a folder; those of two kinds are not one source, which `open_source` says."""
+    return sorted(file for file in folder.iterdir() if file.suffix.lower() in KINDS and not file.name.startswith("."))
 
 
 class FolderSource:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -208,7 +209,7 @@ def documents(words: dict[str, str]) -> Job:
     card = f"# documents\n\nTrained from {options.init} on {', '.join(source.name for source in sources)} with {words}. Not evaluated.\n"
     feeding = {"workers": asked.workers, "prefetch": options.prefetch, "patience": options.patience}
     heads = {"text": options.text_weight, "image": options.image_weight}
-    task = StreamTask(model.train(), mixture, heads, card, options.backend, **feeding)
+    task = StreamTask(model.train(), mixture, heads, card, options.backend, Path(options.out) / "bad.jsonl", **feeding)
     return Job(task, settings, options.out, options.resume)
 
 

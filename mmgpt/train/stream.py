@@ -1,6 +1,7 @@
 """Packed rows of a mixture -> batches and losses: the task of training on documents of any kind, at any scale."""
 
 import copy
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mmgpt.data.feed import Feed, joined
+from mmgpt.data.feed import Feed, joined, states_of
 from mmgpt.data.inspect import samples_in
 from mmgpt.data.lane import Bad
 from mmgpt.data.mixture import Mixture
@@ -36,16 +37,25 @@ class StreamTask:
     """Batches follow each other: `data_state` is where they are, `load_data_state` goes there.
 
     `rank` and `world` are set before the first batch; rank r has the lanes r, r + world, ...; the global batches are the same for every
-    `world`. A head's loss counts `loss_weights[head]` times, once where nothing is said.
+    `world`. A head's loss counts `loss_weights[head]` times, once where nothing is said. Samples that are left out are added to the
+    file `bad`, a line of JSON each; behind a resume those of the batches since the saved state stand there twice, with the same lane and draw.
     """
 
     def __init__(
-        self, model: GPT, mixture: Mixture, loss_weights: Mapping[str, float] | None = None, card: str = "", backend: str = "", **feeding: float
+        self,
+        model: GPT,
+        mixture: Mixture,
+        loss_weights: Mapping[str, float] | None = None,
+        card: str = "",
+        backend: str = "",
+        bad: str | Path | None = None,
+        **feeding: float,
     ):
         self.model, self.mixture, self.loss_weights, self.card, self.feeding = model, mixture, dict(loss_weights or {}), card, feeding
         self.backend = backend or ("flex" if model.device.type == "cuda" else "sdpa")
         self.rank, self.world, self.feed, self.found = 0, 1, None, None
         self.next_step: int | None = None
+        self.bad = bad
         if self.backend not in BACKENDS:
             raise TrainingError(f"backend={backend}: use {' or '.join(BACKENDS)}")
 
@@ -59,7 +69,11 @@ class StreamTask:
             raise TrainingError(f"batch {step} was asked for, {self.next_step} is next: load the state of the data that belongs to the step")
         rows = next(self.feed)
         self.next_step = step + 1
-        return Batch(stack([row.stream for row in rows]), tuple(n for row in rows for n in row.names), tuple(b for row in rows for b in row.bad))
+        left_out = [(lane, bad) for lane, row in zip(self.feed.lanes, rows, strict=True) for bad in row.bad]
+        if self.bad and left_out:
+            with open(self.bad, "a", encoding="utf-8") as file:
+                file.write("".join(json.dumps({"lane": lane, **vars(bad)}) + "\n" for lane, bad in left_out))
+        return Batch(stack([row.stream for row in rows]), tuple(name for row in rows for name in row.names), tuple(bad for _, bad in left_out))
 
     def data_state(self) -> dict[str, object]:
         """Where the data stand, for JSON: of this rank's lanes; `load_data_state` takes the list of all ranks' states."""
@@ -69,6 +83,7 @@ class StreamTask:
         self.close()
         states = [one for one in (state if isinstance(state, list) else [state]) if one]
         self.found = joined(states) if states else None
+        states_of(self.mixture, self.found)  # says at once where they are of another stream
 
     def close(self) -> None:
         if self.feed is not None:

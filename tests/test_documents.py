@@ -91,7 +91,7 @@ def test_the_recipe_trains_samples_and_exports(tmp_path, tiny_folder):
     trainer = train(job.task, job.settings, job.out)
     assert trainer.step == 2 and (tmp_path / "run" / "final" / "model.safetensors").is_file()
     bad = [json.loads(line) for line in (tmp_path / "run" / "bad.jsonl").read_text().splitlines()]
-    assert {(one["shard"], one["index"], one["reason"][:8]) for one in bad} == {("a.jsonl", 5, "not JSON")} and {one["lane"] for one in bad} == {0, 1}
+    assert {(one["shard"], one["index"], one["reason"][:8]) for one in bad} == {("a.jsonl", 5, "not JSON")} and {one["lane"] for one in bad} <= {0, 1}
     assert "a.jsonl, sample 1" in (tmp_path / "run" / "samples" / "0000002.txt").read_text()
     with pytest.raises(DataError, match="2 sources with weights"):
         RECIPES["documents"]({"data": data, "weights": "2", "init": str(tiny_folder)})

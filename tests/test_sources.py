@@ -214,10 +214,9 @@ def test_a_member_or_header_that_is_too_big_is_refused_unread(tmp_path, monkeypa
     path = tar(tmp_path / "a.tar", [("a.txt", b"x" * 1001), ("b.txt", b"words")])
     found, bad = read(open_source(str(path)))
     assert found == [[("words", True)]] and "1001 bytes, at most 1000" in bad[0]
-    info = tarfile.TarInfo("long")
-    info.type, info.size = tarfile.GNUTYPE_LONGNAME, 2**30
-    path.write_bytes(info.tobuf() + bytes(4096))
-    assert "broken from here on" in read(open_source(str(path)))[1][0]
+    tar(path, [("a" * 2**20 + ".txt", b"words")])  # tarfile itself would read a name of any length
+    found, bad = read(open_source(str(path)))
+    assert found == [] and len(bad) == 1 and "broken from here on" in bad[0]
 
 
 def test_a_row_group_that_cannot_be_read_is_as_many_bad_samples_as_it_has_rows(tmp_path):

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import mmgpt
+from mmgpt import cli_data
 from mmgpt.errors import InputError, MmgptError
 
 CHUNK = 32  # pictures that are opened at a time
@@ -65,6 +66,7 @@ def parser() -> Parser:
     commands = top.add_subparsers(metavar="COMMAND", required=True)
     for add in (add_caption, add_draw, add_demo, add_info, add_train, add_eval):
         add(commands)
+    cli_data.add_data(commands)
     return top
 
 

@@ -1,6 +1,7 @@
 """Written segments, document by document -> one (B, T) stream; nothing is padded but the tail of each row."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -43,17 +44,23 @@ def pack(documents: Sequence[Document], heads: dict[str, Span], row_length: int 
     lengths = [length(d) for d in documents]
     if not documents or min(lengths) == 0:
         raise InputError(f"{len(documents)} documents, the shortest of {min(lengths, default=0)} positions: pass at least one segment each")
-    rows = [[i] for i in range(len(documents))] if row_length is None else assign(lengths, row_length)
-    shape = (len(rows), row_length or max(lengths))
+    if row_length is None:
+        return lay([[document] for document in documents], heads, max(lengths))
+    return lay([[documents[i] for i in row] for row in assign(lengths, row_length)], heads, row_length)
+
+
+def lay(rows: Sequence[Sequence[Document]], heads: dict[str, Span], row_length: int) -> Stream:
+    """Documents that are in rows already, as a stream; those of a row must fit into it."""
+    shape = (len(rows), row_length)
     ids, document_no, block = (np.zeros(shape, np.int64) for _ in range(3))
     position, learn, names = np.zeros((*shape, 3), np.int64), np.zeros(shape, np.int64), ["", *heads]
     slots: dict[str, list[np.ndarray]] = {}
     prepared: dict[str, list] = {}
     for row, members in enumerate(rows):
         column = 0
-        for number, index in enumerate(members, 1):
+        for number, document in enumerate(members, 1):
             start, base, blocks = column, 0, 0
-            for written in documents[index]:
+            for written in document:
                 here = slice(column, column + len(written))
                 ids[row, here], document_no[row, here] = written.ids_N, number
                 learn[row, here] = np.where(written.choice_N & written.learn, names.index(written.head) if written.head in heads else ANY, 0)
@@ -87,3 +94,23 @@ def targets(ids_BT: np.ndarray, learn_BT: np.ndarray, heads: dict[str, Span]) ->
         if len(mine):
             found.append(Target(name, torch.from_numpy(mine - 1), torch.from_numpy(flat[mine])))
     return tuple(found)
+
+
+def stack(streams: Sequence[Stream]) -> Stream:
+    """Streams of one row length below each other, as one."""
+    lengths = {stream.ids_BT.shape[1] for stream in streams}
+    if len(lengths) != 1:
+        raise InputError(f"{len(streams)} streams of {len(lengths)} row lengths ({sorted(lengths)}): pass at least one stream, all of one length")
+    first = np.cumsum([0, *(stream.ids_BT.numel() for stream in streams)]).tolist()  # flat position where each begins
+    inputs: dict[str, list[Input]] = {}
+    targets: dict[str, list[Target]] = {}
+    for begin, stream in zip(first, streams, strict=False):
+        for given in stream.inputs:
+            inputs.setdefault(given.encoder, []).append(replace(given, slot_N=given.slot_N + begin))
+        for target in stream.targets:
+            targets.setdefault(target.head, []).append(replace(target, slot_N=target.slot_N + begin))
+    return Stream(
+        *(torch.cat([getattr(stream, name) for stream in streams]) for name in ("ids_BT", "document_BT", "block_BT", "position_BT3")),
+        tuple(Input(name, join([i.prepared for i in some]), torch.cat([i.slot_N for i in some])) for name, some in inputs.items()),
+        tuple(Target(name, torch.cat([t.slot_N for t in some]), torch.cat([t.id_N for t in some])) for name, some in targets.items()),
+    )

@@ -58,19 +58,28 @@ def records_of(source: Path, text: str | None) -> Iterator[Record]:
 
 
 def read_folder(folder: Path) -> Iterator[Record]:
+    return (captioned(folder, path) for path in pictures_in(folder))
+
+
+def pictures_in(folder: Path) -> Iterator[Path]:
+    """Every picture in the folder and below it, in order of path; nothing hidden."""
     for path in sorted(folder.rglob("*")):
-        inside = path.relative_to(folder)
-        if path.suffix.lower() not in PICTURES or any(part.startswith(".") for part in inside.parts) or not path.is_file():
-            continue
-        caption = path.with_suffix(".txt")
-        if caption.is_file():
-            try:
-                words = caption.read_text(encoding="utf-8-sig").strip()
-            except UnicodeDecodeError as error:
-                raise DataError(f"{str(caption)!r}: byte {error.start} is not UTF-8; save the caption as UTF-8") from error
-        else:
-            caption, words = path, (path.stem if len(inside.parts) == 1 else path.parent.name).replace("_", " ")
-        yield Record(path, checked_text(words, repr(str(caption))))
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.suffix.lower() in PICTURES and not hidden and path.is_file():
+            yield path
+
+
+def captioned(folder: Path, path: Path) -> Record:
+    """A picture of the folder with its words: of the text file beside it, or the name of its sub-folder, or its own."""
+    caption = path.with_suffix(".txt")
+    if caption.is_file():
+        try:
+            words = caption.read_text(encoding="utf-8-sig").strip()
+        except UnicodeDecodeError as error:
+            raise DataError(f"{str(caption)!r}: byte {error.start} is not UTF-8; save the caption as UTF-8") from error
+    else:
+        caption, words = path, (path.stem if path.parent == folder else path.parent.name).replace("_", " ")
+    return Record(path, checked_text(words, repr(str(caption))))
 
 
 def read_jsonl(path: Path, picture_column: str, text: str | None) -> Iterator[Record]:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -158,6 +159,64 @@ def pictures(words: dict[str, str]) -> Job:
     return Job(task, settings, options.out, options.resume)
 
 
+@dataclass(frozen=True)
+class DocumentOptions:
+    """`mmgpt train documents data=a.jsonl,b.parquet weights=2,1`: pairs, pages, chats and texts from anywhere, packed and mixed."""
+
+    data: str = "documents.jsonl"
+    out: str = "runs/documents"
+    init: str = "emoji"
+    resume: bool = False
+    weights: tuple = ()  # one a source; without, their sizes
+    temperature: float = 1.0  # above 1: small sources are seen more often
+    rows: int = 8  # of the global batch, over all ranks
+    row_length: int = 512
+    long: str = "split"  # or refuse: documents longer than a row
+    waiting: int = 48  # documents to fill a row from
+    window: int = 4  # blocks of a source that are mixed
+    max_bad: float = 0.05
+    prefetch: int = 2  # batches that are made ahead by `workers` processes
+    patience: float = 25.0
+    text: str = ""
+    question: str = "caption:"
+    draws: float = 0.5  # share of pairs whose picture is drawn; the rest is captioned
+    drop: float = 0.1
+    text_weight: float = 1.0
+    image_weight: float = 1.0
+    device: str = "cpu"
+    backend: str = ""
+
+
+def documents(words: dict[str, str]) -> Job:
+    from mmgpt.data.mixture import Mixture
+    from mmgpt.data.samples import Form
+    from mmgpt.data.sources import open_source
+    from mmgpt.hub import load
+    from mmgpt.train.stream import StreamTask, writer
+
+    options, asked = split(DocumentOptions(), Settings(steps=1000, learning_rate=5e-4, decay=0.5), words)
+    settings = replace(asked, workers=0)  # they are the stream's: its batches follow each other, the loop's own workers would each begin anew
+    sources = tuple(open_source(word, options.text) for word in options.data.split(","))
+    model = load(options.init, device_of(options.device))
+    mixture = Mixture(
+        sources,
+        writer(model).write,
+        model.spans,
+        options.row_length,
+        options.rows,
+        begins=int(model.begin is not None),
+        weights=tuple(float(weight) for weight in options.weights),
+        form=Form(options.question, options.draws, options.drop, options.text),
+        seed=settings.seed,
+        **{name: getattr(options, name) for name in ("temperature", "waiting", "long", "window", "max_bad")},
+    )
+    card = f"# documents\n\nTrained from {options.init} on {', '.join(source.name for source in sources)} with {words}. Not evaluated.\n"
+    feeding = {"workers": asked.workers, "prefetch": options.prefetch, "patience": options.patience}
+    heads = {"text": options.text_weight, "image": options.image_weight}
+    task = StreamTask(model.train(), mixture, heads, card, options.backend, Path(options.out) / "bad.jsonl", **feeding)
+    return Job(task, settings, options.out, options.resume)
+
+
 def device_of(name: str) -> torch.device:
     try:
         device = torch.device(name)
@@ -211,4 +270,4 @@ def split(options, settings: Settings, words: dict[str, str]):
     return override(options, {k: v for k, v in words.items() if k in mine}), override(settings, {k: v for k, v in words.items() if k in loops})
 
 
-RECIPES: dict[str, Callable[[dict[str, str]], Job]] = {"emoji-codec": emoji_codec, "emoji": emoji, "pictures": pictures}
+RECIPES: dict[str, Callable[[dict[str, str]], Job]] = {"emoji-codec": emoji_codec, "emoji": emoji, "pictures": pictures, "documents": documents}

@@ -228,18 +228,16 @@ def train(options: argparse.Namespace) -> None:
 
 
 def recipes() -> str:
-    """Every recipe's own options and those of the loop, with what they are where nothing is said."""
-    from dataclasses import is_dataclass
-
-    from mmgpt.train import recipes
+    """Every recipe's own options and settings of the loop, with what they are where nothing is said."""
+    from mmgpt.train.recipes import RECIPES
     from mmgpt.train.settings import Settings
 
-    lines = ["recipes, and what they are set to:"]
-    for name in recipes.RECIPES:
-        for kind in vars(recipes).values():  # a recipe's options say in their docstring whose they are
-            if is_dataclass(kind) and (kind.__doc__ or "").startswith((f"`mmgpt train {name}`", f"`mmgpt train {name} ")):
-                lines += ["", kind.__doc__.replace("`", "").split("\n")[0], *(f"  {setting}" for setting in words_of(kind()))]
-    return "\n".join([*lines, "", "all recipes, unless the recipe sets its own:", *(f"  {setting}" for setting in words_of(Settings()))])
+    usual, lines = Settings(), ["recipes, and what they are set to:"]
+    for name, recipe in RECIPES.items():
+        own = [word for word in words_of(recipe.settings) if word not in words_of(usual)]
+        lines += ["", f"mmgpt train {name}: {recipe.options.__doc__.splitlines()[0]}".replace("`", "")]
+        lines += [f"  {word}" for word in (*words_of(recipe.options), *own)]
+    return "\n".join([*lines, "", "all recipes, unless the recipe sets its own:", *(f"  {word}" for word in words_of(usual))])
 
 
 def words_of(settings) -> list[str]:

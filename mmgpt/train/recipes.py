@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,8 @@ from mmgpt.errors import TrainingError
 from mmgpt.train.saves import how_to_begin
 from mmgpt.train.settings import Settings, override
 from mmgpt.train.task import Task
+
+Words = dict[str, str]  # key=value, as they were typed
 
 
 @dataclass(frozen=True)
@@ -28,8 +31,20 @@ class Job:
 
 
 @dataclass(frozen=True)
+class Recipe:
+    """A function from (options, settings, words) to a job; and what options and settings are where no words say otherwise."""
+
+    make: Callable[[Any, Settings, Words], Job]
+    options: Any
+    settings: Settings
+
+    def __call__(self, words: Words) -> Job:
+        return self.make(*split(self.options, self.settings, words), words)
+
+
+@dataclass(frozen=True)
 class CodecOptions:
-    """`mmgpt train emoji-codec`: pixels <-> codes, on all train-split pictures."""
+    """pixels <-> codes, on all train-split pictures."""
 
     data: str = "emoji.parquet"
     out: str = "runs/emoji-codec"
@@ -41,12 +56,11 @@ class CodecOptions:
     batch_size: int = 32
 
 
-def emoji_codec(words: dict[str, str]) -> Job:
+def emoji_codec(options: CodecOptions, settings: Settings, words: Words) -> Job:
     from mmgpt.data.emoji import load_emoji, training_rows
     from mmgpt.decoders.image_codec import ImageCodec, ImageCodecConfig
     from mmgpt.train.codec import CodecTask
 
-    options, settings = split(CodecOptions(), Settings(minutes=20, learning_rate=2e-3, weight_decay=1e-4, betas=(0.9, 0.99), decay=0.9), words)
     torch.manual_seed(settings.seed)
     codec = ImageCodec(ImageCodecConfig(options.stride, options.levels, options.width, options.blocks))
     pictures = pixels(training_rows(load_emoji(options.data)))
@@ -56,7 +70,7 @@ def emoji_codec(words: dict[str, str]) -> Job:
 
 @dataclass(frozen=True)
 class EmojiOptions:
-    """`mmgpt train emoji`: captions and drawings through one model. `leave_out` an artist to test captions on; `init` weights to start from."""
+    """captions and drawings through one model. `leave_out` an artist to test captions on; `init` weights to start from."""
 
     data: str = "emoji.parquet"
     out: str = "runs/emoji"
@@ -82,7 +96,7 @@ class EmojiOptions:
     backend: str = ""  # of attention: sdpa or flex; empty takes flex on a GPU
 
 
-def emoji(words: dict[str, str]) -> Job:
+def emoji(options: EmojiOptions, settings: Settings, words: Words) -> Job:
     from mmgpt.data.emoji import load_emoji, training_rows
     from mmgpt.encoders.text import TextCodec
     from mmgpt.hub import load
@@ -90,7 +104,6 @@ def emoji(words: dict[str, str]) -> Job:
     from mmgpt.train.codec import load_codec
     from mmgpt.train.gpt import GPTTask, Mix
 
-    options, settings = split(EmojiOptions(), Settings(minutes=90, learning_rate=1.5e-3, warmup=200, decay=0.4, ema=0.998), words)
     rows = load_emoji(options.data)
     chosen = training_rows(rows, options.leave_out or None)
     items = [emoji_item(row, options.skin_weight) for row in chosen]
@@ -123,7 +136,7 @@ def emoji(words: dict[str, str]) -> Job:
 
 @dataclass(frozen=True)
 class PictureOptions:
-    """`mmgpt train pictures data=FOLDER`: your own pictures and captions, starting from a checkpoint (its codec and tokenizer are kept)."""
+    """data=FOLDER: your own pictures and captions, starting from a checkpoint (its codec and tokenizer are kept)."""
 
     data: str = "pictures"
     out: str = "runs/pictures"
@@ -137,15 +150,16 @@ class PictureOptions:
     device: str = "cpu"
 
 
-def pictures(words: dict[str, str]) -> Job:
+def pictures(options: PictureOptions, settings: Settings, words: Words) -> Job:
     from mmgpt.data.read import read_records
     from mmgpt.hub import load
     from mmgpt.train.gpt import GPTTask, Item, Mix
 
-    options, settings = split(PictureOptions(), Settings(steps=1000, learning_rate=5e-4, decay=0.5), words)
     records = read_records(options.data, options.text or None)
     model = load(options.init, device_of(options.device))
-    side = model.config.picture
+    side = getattr(model.config, "picture", None)
+    if side is None:
+        raise TrainingError(f"init={options.init} is no model of mmgpt's own, with 1 size of pictures: use emoji, or train one with the recipe emoji")
     items = [Item((record.text,), ((options.question, record.text),)) for record in records]
     card = f"# pictures\n\nTrained from {options.init} on {len(records)} pictures with {words}. Not evaluated.\n"
     task = GPTTask(
@@ -161,12 +175,12 @@ def pictures(words: dict[str, str]) -> Job:
 
 @dataclass(frozen=True)
 class DocumentOptions:
-    """`mmgpt train documents data=a.jsonl,b.parquet weights=2,1`: pairs, pages, chats and texts from anywhere, packed and mixed."""
+    """data=a.jsonl,b.parquet weights=2,1: pairs, pages, chats and texts from anywhere, packed and mixed."""
 
     data: str = "documents.jsonl"
     out: str = "runs/documents"
     init: str = "emoji"
-    resume: bool = False
+    resume: str = "false"
     weights: tuple = ()  # one a source; without, their sizes
     temperature: float = 1.0  # above 1: small sources are seen more often
     rows: int = 8  # of the global batch, over all ranks
@@ -187,14 +201,13 @@ class DocumentOptions:
     backend: str = ""
 
 
-def documents(words: dict[str, str]) -> Job:
+def documents(options: DocumentOptions, asked: Settings, words: Words) -> Job:
     from mmgpt.data.mixture import Mixture
     from mmgpt.data.samples import Form
     from mmgpt.data.sources import open_source
     from mmgpt.hub import load
     from mmgpt.train.stream import StreamTask, writer
 
-    options, asked = split(DocumentOptions(), Settings(steps=1000, learning_rate=5e-4, decay=0.5), words)
     settings = replace(asked, workers=0)  # they are the stream's: its batches follow each other, the loop's own workers would each begin anew
     sources = tuple(open_source(word, options.text) for word in options.data.split(","))
     model = load(options.init, device_of(options.device))
@@ -270,4 +283,9 @@ def split(options, settings: Settings, words: dict[str, str]):
     return override(options, {k: v for k, v in words.items() if k in mine}), override(settings, {k: v for k, v in words.items() if k in loops})
 
 
-RECIPES: dict[str, Callable[[dict[str, str]], Job]] = {"emoji-codec": emoji_codec, "emoji": emoji, "pictures": pictures, "documents": documents}
+RECIPES: dict[str, Recipe] = {
+    "emoji-codec": Recipe(emoji_codec, CodecOptions(), Settings(minutes=20, learning_rate=2e-3, weight_decay=1e-4, betas=(0.9, 0.99), decay=0.9)),
+    "emoji": Recipe(emoji, EmojiOptions(), Settings(minutes=90, learning_rate=1.5e-3, warmup=200, decay=0.4, ema=0.998)),
+    "pictures": Recipe(pictures, PictureOptions(), Settings(steps=1000, learning_rate=5e-4, decay=0.5)),
+    "documents": Recipe(documents, DocumentOptions(), Settings(steps=1000, learning_rate=5e-4, decay=0.5)),
+}

@@ -37,25 +37,22 @@ class Settings:
     timeout: float = 600.0  # seconds after which a rank that waits for another gives up
 
     def __post_init__(self):
-        if self.steps < 1 or not 0 < self.learning_rate < 1e9 or not 0 <= self.ema < 1 or not 0 < self.decay <= 1 or not self.minutes >= 0:
-            raise TrainingError(
-                f"steps={self.steps}, learning_rate={self.learning_rate}, ema={self.ema}, decay={self.decay}, minutes={self.minutes}: "
-                "use at least 1 step, a positive rate, ema from 0 to below 1, decay above 0 and at most 1, minutes of 0 or more"
-            )
-        if (
-            not self.clip > 0
-            or min(self.log_every, self.accumulate, self.keep_last) < 1
-            or not self.timeout > 0
-            or min(self.warmup, self.save_every, self.keep_every, self.sample_every, self.weight_decay, self.workers, self.peak, self.spike) < 0
-            or len(self.betas) != 2
-        ):
-            raise TrainingError(
-                f"clip={self.clip}, log_every={self.log_every}, warmup={self.warmup}, save_every={self.save_every}, "
-                f"sample_every={self.sample_every}, weight_decay={self.weight_decay}, betas={self.betas}, accumulate={self.accumulate}, "
-                f"timeout={self.timeout}, workers={self.workers}, peak={self.peak}, keep_last={self.keep_last}, keep_every={self.keep_every}, "
-                f"spike={self.spike}: "
-                "use a clip and a timeout above 0, log_every, accumulate and keep_last of at least 1, two betas, the rest 0 or more"
-            )
+        for names, good, allowed in CHECKS:
+            for name in names.split():
+                if not good(getattr(self, name)):
+                    raise TrainingError(f"{name}={getattr(self, name)}: use {allowed}")
+
+
+CHECKS = (  # a comparison with NaN is never true
+    ("steps log_every accumulate keep_last", lambda x: x >= 1, "at least 1"),
+    ("learning_rate", lambda x: 0 < x < 1e9, "a positive rate"),
+    ("clip timeout", lambda x: x > 0, "more than 0"),
+    ("ema", lambda x: 0 <= x < 1, "0 to below 1"),
+    ("decay", lambda x: 0 < x <= 1, "more than 0, at most 1"),
+    ("minutes weight_decay peak spike", lambda x: 0 <= x < float("inf"), "0 or more"),
+    ("warmup save_every keep_every sample_every workers", lambda x: x >= 0, "0 or more"),
+    ("betas", lambda x: len(x) == 2 and all(isinstance(b, (int, float)) and 0 <= b < 1 for b in x), "two numbers from 0 to below 1"),
+)
 
 
 def override(settings: Any, changes: dict[str, str]) -> Any:

@@ -193,6 +193,7 @@ def test_two_ranks_learn_what_one_learns(tmp_path):
     assert {path.name for path in (tmp_path / "2" / "samples").iterdir()} == {"2.txt"}
 
 
+@pytest.mark.long
 def test_a_run_changes_its_number_of_ranks(tmp_path, capfd):
     """Two ranks stop when one is told to; one goes on. Muon, whose updates need whole weights, with parts of batches."""
     settings = replace(FEW, muon=True)
@@ -312,7 +313,7 @@ def test_three_in_a_row_stop_all_ranks(tmp_path):
 # --- ranks that are lost ------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.long)])
 def test_a_rank_that_is_lost_ends_the_run(how, tmp_path, capfd):
     """Killed or hanging: the other says so in one line and ends within the timeout; what was saved is whole."""
 

@@ -3,6 +3,7 @@
 import json
 import struct
 from functools import lru_cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -137,6 +138,7 @@ def test_shards_and_types(tmp_path, monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), theirs.state_dict().values(), strict=True))
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="the system does not list what is mapped")
 def test_tensors_lie_where_the_file_has_them(tmp_path):
     """One tensor of theirs, or neighbours, is memory of the file; what lies askew, apart or in another type is read. No file ever changes."""
     from safetensors.torch import load_file, save_file
@@ -144,10 +146,11 @@ def test_tensors_lie_where_the_file_has_them(tmp_path):
     theirs, file = released(tmp_path, "llama", {"attention_bias": True}), tmp_path / "model.safetensors"
     wanted, before = theirs.state_dict(), file.read_bytes()
     gpt = mmgpt.load(tmp_path)
-    lies = {name: p.untyped_storage().nbytes() == len(before) for name, p in gpt.named_parameters()}
+    with open("/proc/self/maps") as listed:
+        maps = [[int(end, 16) for end in line.split()[0].split("-")] for line in listed if line.rstrip().endswith(str(file))]
+    lies = {name: any(start <= p.data_ptr() < stop for start, stop in maps) for name, p in gpt.named_parameters()}
     assert all(there != (".qkv." in name) for name, there in lies.items()) and len(lies) > 20
-    same = {p.untyped_storage().data_ptr() for name, p in gpt.named_parameters() if lies[name]}
-    assert len(same) == 1 and torch.equal(gpt.decoder.blocks[1].mlp.gate_up.weight[48:], wanted["model.layers.1.mlp.up_proj.weight"])
+    assert torch.equal(gpt.decoder.blocks[1].mlp.gate_up.weight[48:], wanted["model.layers.1.mlp.up_proj.weight"])
     stream = pack([gpt.write([Part("a red", learn=True)])], gpt.spans)
     optimizer = torch.optim.AdamW(gpt.parameters(), lr=0.1, fused=True)
     gpt.losses(stream)["text"].mean().backward()

@@ -21,7 +21,7 @@ def averaged(folders: list[Path], shares: list[float]) -> tuple[dict, dict]:
     for folder, (others, said) in zip(folders, read, strict=True):
         shapes = [{(file, name): t.shape for file, named in found.items() for name, t in named.items()} for found in (tensors, others)]
         if shapes[0] != shapes[1] or said["config.json"] != texts["config.json"]:
-            raise CheckpointError(f"{folder} is another model than {folders[0]}: average finished models of one run, or of runs from the same weights")
+            raise CheckpointError(f"{folder} is another model than {folders[0]}: average finished models of runs from the same weights")
     mean = {}
     for file, named in tensors.items():
         mean[file] = {}

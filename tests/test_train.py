@@ -21,7 +21,7 @@ from mmgpt.train.codec import CodecTask, load_codec
 from mmgpt.train.gpt import GPTTask, Item, Mix, distortion
 from mmgpt.train.loop import Interruption, Trainer, train
 from mmgpt.train.muon import Muon, matrices, orthogonal
-from mmgpt.train.recipes import CodecOptions, emoji, emoji_codec, pixels, split
+from mmgpt.train.recipes import RECIPES, CodecOptions, pixels, split
 from mmgpt.train.saves import newest_good
 from mmgpt.train.settings import Settings, override
 from mmgpt.train.task import batches
@@ -277,7 +277,7 @@ def test_an_unknown_word_lists_the_known_ones():
     with pytest.raises(TrainingError, match="unknown setting 'step': known are steps, minutes, learning_rate"):
         override(Settings(), {"step": "7"})
     with pytest.raises(TrainingError, match="unknown setting 'colour': known are accumulate, batch_size, .*levels.* warmup"):
-        emoji_codec({"colour": "red"})
+        RECIPES["emoji-codec"]({"colour": "red"})
     for words in ({"steps": "many"}, {"compile": "perhaps"}, {"betas": "a,b"}):
         with pytest.raises(TrainingError, match="expected"):
             override(Settings(), words)
@@ -489,4 +489,4 @@ def test_an_artist_whom_the_start_has_seen_cannot_be_left_out(tmp_path, emoji40)
     """A model that goes on from one which saw everybody is no test of an unseen artist."""
     native.save(tiny_gpt(), tmp_path / "start")
     with pytest.raises(TrainingError, match="trained without nobody, not without emojione"):
-        emoji({"data": str(emoji40), "init": str(tmp_path / "start"), "leave_out": "emojione"})
+        RECIPES["emoji"]({"data": str(emoji40), "init": str(tmp_path / "start"), "leave_out": "emojione"})

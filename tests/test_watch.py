@@ -121,6 +121,7 @@ def test_a_part_that_drifts_is_told_once():
     assert not any(early({"norm/image": norm}) for norm in [1.0] * 5 + [1000.0])
 
 
+@pytest.mark.long
 def test_the_board_is_asked_for(tmp_path, monkeypatch):
     """Without the package one sentence; with it (here one that listens) all figures and the samples."""
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)

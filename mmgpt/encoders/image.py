@@ -8,8 +8,10 @@ from einops import rearrange
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mmgpt.encoders.conv import Downsample, ResidualBlock, fold
+from mmgpt.encoders.efficientnet import MEAN, STD, STRIDE, WIDTH, LiteBlocks
 from mmgpt.encoders.places import Places, on_grid
 from mmgpt.errors import InputError
 from mmgpt.types import Grid, Prepared
@@ -104,7 +106,37 @@ class ConvEncoder(PatchEncoder):
         for (_, rows, columns), numbers in by_size.items():
             values = torch.stack([pieces[n] for n in numbers])
             pixels = rearrange(values, "b (h w) (p q c) -> b c (h p) (w q)", h=rows, w=columns, p=self.patch, q=self.patch)
-            vectors = rearrange(self.map(fold(pixels.contiguous(memory_format=torch.channels_last), 2, 2)), "b d h w -> b (h w) d")
+            vectors = rearrange(self.see(pixels.contiguous(memory_format=torch.channels_last)), "b d h w -> b (h w) d")
             for n, vector in zip(numbers, vectors, strict=True):
                 found[n] = vector
         return torch.cat(found) + self.places(prepared.place_N3)
+
+    def see(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D h w"]:
+        """Pixels in [-1, 1] -> a vector a patch."""
+        return self.map(fold(pixels, 2, 2))
+
+
+class LiteEncoder(ConvEncoder):
+    """Patches seen by EfficientNet-Lite0, enlarged until each has its 32 pixels: eyes that have learned on other pictures before."""
+
+    def __init__(self, width: int, patch: int = 16, max_patches: int = 1024, square: int | None = None):
+        PatchEncoder.__init__(self, width, patch, max_patches, square)
+        self.tower = LiteBlocks()
+        self.map = nn.Sequential(nn.GroupNorm(8, WIDTH), nn.SiLU(), nn.Conv2d(WIDTH, width, 1))
+
+    def see(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D h w"]:
+        size = [side // self.patch * STRIDE for side in pixels.shape[2:]]
+        large = F.interpolate(pixels, size, mode="bicubic", align_corners=False) if self.patch != STRIDE else pixels
+        return self.map(self.tower((large * 127.5 + 127.5 - MEAN) / STD))
+
+
+TOWERS = {"efficientnet-lite0": LiteEncoder}
+
+
+def square_encoder(width: int, patch: int, side: int, hidden: int = 0, stem: int = 0, tower: str = "") -> PatchEncoder:
+    """The encoder of pictures of side x side pixels that these settings name: of a tower, else convolutional, else linear."""
+    if tower:
+        return TOWERS[tower](width, patch, (side // patch) ** 2, side)
+    if stem:
+        return ConvEncoder(width, patch, (side // patch) ** 2, side, stem)
+    return PatchEncoder(width, patch, square=side, hidden=hidden)

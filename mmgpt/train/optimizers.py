@@ -10,13 +10,14 @@ from mmgpt.train.settings import Settings
 def optimizers(model: nn.Module, parameters: dict[str, nn.Parameter], settings: Settings) -> list[torch.optim.Optimizer]:
     """AdamW, with decay for what has two axes or more; with `muon`, Muon takes the weights of the layers.
 
-    A model's `rates` (the beginning of a weight's name -> factor) give its parts learning rates of their own.
+    A model's `rates` (the beginning of a weight's name -> factor) give its parts learning rates of their own. Such parts have
+    learned before: they keep AdamW, whose steps leave alone what has no gradient, where Muon's are as large in every direction.
     """
     mine, rates = matrices(model) if settings.muon else set(), getattr(model, "rates", {})
     groups: dict[tuple[bool, bool, float], list[nn.Parameter]] = {}
     for name, p in parameters.items():
         factor = next((factor for prefix, factor in rates.items() if name.startswith(f"{prefix}.")), 1.0)
-        groups.setdefault((p in mine, p.ndim >= 2, factor), []).append(p)
+        groups.setdefault((p in mine and factor == 1.0, p.ndim >= 2, factor), []).append(p)
     of_each: dict[bool, list[dict]] = {False: [], True: []}
     for (muon, decays, factor), members in groups.items():
         of_each[muon].append({"params": members, "weight_decay": settings.weight_decay if decays else 0.0, "factor": factor})

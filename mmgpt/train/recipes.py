@@ -92,15 +92,18 @@ class EmojiOptions:
     skin_weight: float = 0.35
     patch: int = 16
     conv_stem: int = 32  # 0: bare patches, one linear map
+    tower: str = ""  # efficientnet-lite0: eyes that have seen ImageNet (tools/convert_judge.py), also for what `init` names
+    tower_rate: float = 0.2  # they learn so much slower than the rest
     device: str = "cpu"
     backend: str = ""  # of attention: sdpa or flex; empty takes flex on a GPU
 
 
 def emoji(options: EmojiOptions, settings: Settings, words: Words) -> Job:
     from mmgpt.data.emoji import load_emoji, training_rows
+    from mmgpt.encoders.efficientnet import LiteBlocks
     from mmgpt.encoders.text import TextCodec
     from mmgpt.hub import load
-    from mmgpt.native import NativeConfig, build
+    from mmgpt.native import NativeConfig, build, build_from
     from mmgpt.train.codec import load_codec
     from mmgpt.train.gpt import GPTTask, Mix
 
@@ -118,6 +121,8 @@ def emoji(options: EmojiOptions, settings: Settings, words: Words) -> Job:
                 f"init={options.init} was trained without {model.config.left_out or 'nobody'}, not without {options.leave_out}: "
                 "it has seen that artist; leave one of the two out"
             )
+        if options.tower:
+            model = build_from(model, replace(model.config, tower=options.tower))
     else:
         codec = load_codec(options.codec)
         texts = [text for row in training_rows(rows) for text in (row.label, row.group, f"{row.label}, {row.style} style", "caption: group:")]
@@ -126,7 +131,12 @@ def emoji(options: EmojiOptions, settings: Settings, words: Words) -> Job:
             decoder_preset(options.depth), width=options.width, num_heads=options.width // 64, num_kv_heads=max(1, options.width // 128)
         )
         decoder = replace(decoder, mlp_width=64 * round(options.width / 24))
-        model = build(NativeConfig(decoder, codec.config, text.num_codes, patch=options.patch, conv_stem=options.conv_stem), text, codec)
+        shape = {"patch": options.patch, "conv_stem": options.conv_stem, "tower": options.tower}
+        model = build(NativeConfig(decoder, codec.config, text.num_codes, **shape), text, codec)
+    if options.tower:
+        model.encoders["image"].tower = LiteBlocks.load()
+    if model.config.tower:
+        model.rates = {"encoders.image.tower": options.tower_rate}
     how = {"strength": options.strength, "hide": options.hide, "z_loss": options.z_loss}
     mix = Mix(options.captions, options.draws, options.drop, options.text_weight, options.image_weight, options.row_length, **how)
     card = f"# emoji, trained here\n\nTrained with {words or 'the recipe as it is'}. Not evaluated.\n"

@@ -65,7 +65,7 @@ class MMGPTTextConfig(PreTrainedConfig):
 
 @no_type_check  # as transformers makes it, it takes settings that no field names
 class MMGPTVisionConfig(PreTrainedConfig):
-    """The encoder of pictures that are read: patches, or a small network with `conv_stem` channels."""
+    """The encoder of pictures that are read: patches, a small network with `conv_stem` channels, or a `tower`."""
 
     model_type = "mmgpt_vision"
     base_config_key = "vision_config"
@@ -75,6 +75,7 @@ class MMGPTVisionConfig(PreTrainedConfig):
     patch_size: int = 16
     patch_hidden: int = 0
     conv_stem: int = 32
+    tower: str = ""
     initializer_range: float = 0.02
 
 
@@ -126,14 +127,14 @@ class MMGPTConfig(PreTrainedConfig):
         vision = {"hidden_size": config.decoder.width, "image_size": config.picture, "patch_size": config.patch}
         kept = {name: getattr(config, name) for name in ("num_text", "max_text", "left_out")}
         kept |= {f"image_{name}": getattr(config, name) for name in ("guidance", "temperature", "min_p")}
-        vision |= {"patch_hidden": config.patch_hidden, "conv_stem": config.conv_stem}
+        vision |= {"patch_hidden": config.patch_hidden, "conv_stem": config.conv_stem, "tower": config.tower}
         return cls(text_config=text, vision_config=vision, codec=asdict(config.codec), **kept)
 
     def native(self) -> NativeConfig:
         vision, text = self.vision_config, self.text_config
         return NativeConfig(
             text.decoder_config(), self.codec_config(), self.num_text, vision.image_size, vision.patch_size, vision.patch_hidden, vision.conv_stem,
-            text.max_position_embeddings, self.max_text, self.image_guidance, self.image_temperature, self.image_min_p, self.left_out,
+            text.max_position_embeddings, self.max_text, self.image_guidance, self.image_temperature, self.image_min_p, self.left_out, vision.tower,
         )  # fmt: skip
 
     def codec_config(self) -> ImageCodecConfig:

@@ -21,7 +21,7 @@ from mmgpt.decoders.cache import NoCache
 from mmgpt.decoders.image_codec import ImageCodec
 from mmgpt.decoders.transformer import Attention, Block, Decoder, SwiGLU
 from mmgpt.encoders.conv import ResidualBlock
-from mmgpt.encoders.image import ConvEncoder, PatchEncoder
+from mmgpt.encoders.image import square_encoder
 from mmgpt.encoders.places import Places
 from mmgpt.errors import InputError
 from mmgpt.interop.hf.config import MMGPTConfig, MMGPTTextConfig, MMGPTVisionConfig
@@ -173,10 +173,7 @@ class MMGPTVisionModel(MMGPTPreTrainedModel):
     def __init__(self, config: MMGPTVisionConfig):
         super().__init__(config)
         c = config
-        if c.conv_stem:
-            self.encoder = ConvEncoder(c.hidden_size, c.patch_size, (c.image_size // c.patch_size) ** 2, c.image_size, c.conv_stem)
-        else:
-            self.encoder = PatchEncoder(c.hidden_size, c.patch_size, square=c.image_size, hidden=c.patch_hidden)
+        self.encoder = square_encoder(c.hidden_size, c.patch_size, c.image_size, c.patch_hidden, c.conv_stem, c.tower)
         self.post_init()
 
     @can_return_tuple

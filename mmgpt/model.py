@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mmgpt.decoders.heads import TableHead
+from mmgpt.decoders.heads import TableHead, rows_of
 from mmgpt.decoders.transformer import Decoder, DecoderConfig
 from mmgpt.encoders.codes import Table
 from mmgpt.errors import InputError, TrainingError
@@ -150,7 +150,9 @@ class GPT(nn.Module):
         if not stream.targets:
             raise TrainingError("0 targets in this batch: mark at least one segment `learn=True`, in a modality that the model writes")
         h_ND = self(stream, backend=backend).flatten(0, 1)
-        return {t.head: self.heads[t.head].loss(h_ND.index_select(0, t.slot_N), t.id_N, z_loss) for t in stream.targets}
+        heads = [self.heads[t.head] for t in stream.targets]
+        scored = zip(stream.targets, heads, rows_of(heads), strict=True)
+        return {t.head: head.loss(h_ND.index_select(0, t.slot_N), t.id_N, z_loss, rows) for t, head, rows in scored}
 
     def generate(self, parts: Sequence[Segment | Part], to: str = "text", **settings) -> Segment:
         """Reads `parts` in order and writes one segment of modality `to`. Settings: see `generate.engine.Request`.

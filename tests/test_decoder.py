@@ -1,6 +1,9 @@
 """The shared decoder against plain references, against itself with a cache, and against transformers."""
 
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -317,24 +320,34 @@ def test_recomputed_blocks_have_the_same_gradients():
     assert found[0].keys() == found[1].keys() and max(gap(found[0][name], found[1][name]) for name in found[0]) < 1e-6
 
 
-@pytest.mark.long
-@pytest.mark.filterwarnings("ignore")  # of the compiler, about itself
-def test_compiled_is_eager_and_new_lengths_are_no_reason_to_compile_again():
-    """Forward and backward over packed rows of five mixes of documents: at most two graphs, the second one for any number of them."""
-    from torch._dynamo.utils import counters
+COMPILED = """
+import torch
+from torch._dynamo.utils import counters
+from tiny import gap, picture, tiny_gpt
+from mmgpt.pack import pack
+from mmgpt.types import Part
 
-    compiled, eager = tiny_gpt().train(), tiny_gpt().train()
-    torch._dynamo.reset()
-    counters.clear()
-    compiled.decoder.compile(fullgraph=True)
-    for n in range(5):
-        samples = [[Part(picture(n + k)), Part("caption:" * (k % 3 + 1)), Part("a cat" * (n % 2 + 1), learn=True)] for k in range(2 + n)]
-        samples += [[Part("a red"), Part(picture(9), learn=True)]]
-        stream, found = pack([eager.write(sample) for sample in samples], eager.spans, 128), []
-        for gpt in (compiled, eager):
-            gpt.zero_grad()
-            losses = torch.cat(list(gpt.losses(stream).values()))
-            losses.sum().backward()
-            found.append([losses, *(p.grad.clone() for p in gpt.decoder.parameters())])
-        assert all(gap(a, b) < 1e-4 for a, b in zip(*found, strict=True))
-    assert counters["stats"]["unique_graphs"] <= 2 and not counters["graph_break"]
+compiled, eager = tiny_gpt().train(), tiny_gpt().train()
+compiled.decoder.compile(fullgraph=True)
+for n in range(5):
+    samples = [[Part(picture(n + k)), Part("caption:" * (k % 3 + 1)), Part("a cat" * (n % 2 + 1), learn=True)] for k in range(2 + n)]
+    samples += [[Part("a red"), Part(picture(9), learn=True)]]
+    stream, found = pack([eager.write(sample) for sample in samples], eager.spans, 128), []
+    for gpt in (compiled, eager):
+        gpt.zero_grad()
+        losses = torch.cat(list(gpt.losses(stream).values()))
+        losses.sum().backward()
+        found.append([losses, *(p.grad.clone() for p in gpt.decoder.parameters())])
+    assert all(gap(a, b) < 1e-4 * (1 + b.abs().max()) for a, b in zip(*found, strict=True)), n
+print(counters["stats"]["unique_graphs"], sum(counters["graph_break"].values()))
+"""
+
+
+@pytest.mark.long
+def test_compiled_is_eager_and_new_lengths_are_no_reason_to_compile_again():
+    """Forward and backward over packed rows of five mixes of documents: at most two graphs, the second one for any number of rows. In a
+    process of its own: the shapes that tests check are not what is compiled."""
+    done = subprocess.run([sys.executable, "-c", COMPILED], cwd=Path(__file__).parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    graphs, breaks = map(int, done.stdout.split())
+    assert graphs <= 2 and breaks == 0

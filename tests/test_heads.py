@@ -52,11 +52,18 @@ def test_in_chunks_is_all_at_once(monkeypatch):
     assert all(gap(one, other) < 1e-5 for chunked in found[1:] for one, other in zip(found[0], chunked, strict=True))
 
 
+def scored(head, monkeypatch) -> list[int]:
+    """How many vectors were scored at a time, in either form."""
+    sizes, logits, fused = [], head.logits, heads.linear_cross_entropy
+    monkeypatch.setattr(head, "logits", lambda h: sizes.append(len(h)) or logits(h))
+    monkeypatch.setattr(heads, "linear_cross_entropy", lambda h, *rest: sizes.append(len(h)) or fused(h, *rest))
+    return sizes
+
+
 def test_logits_of_many_positions_are_never_held_at_once(monkeypatch):
     head, _ = head_of(Span(0, 20))
     monkeypatch.setattr(heads, "CHUNK", 3)
-    sizes, logits = [], head.logits
-    monkeypatch.setattr(head, "logits", lambda h: sizes.append(len(h)) or logits(h))
+    sizes = scored(head, monkeypatch)
     head.loss(torch.randn(10, 8), torch.zeros(10, dtype=torch.long))
     assert sizes == [3, 3, 3, 1]
 
@@ -65,8 +72,7 @@ def test_beyond_a_limit_scores_are_computed_again(monkeypatch):
     """The same losses and gradients, each chunk scored twice; without gradients once."""
     head, table = head_of(Span(0, 20))
     monkeypatch.setattr(heads, "CHUNK", 3)
-    h_ND, ids, found, sizes, logits = torch.randn(10, 8, requires_grad=True), torch.randint(0, 20, (10,)), [], [], head.logits
-    monkeypatch.setattr(head, "logits", lambda h: sizes.append(len(h)) or logits(h))
+    h_ND, ids, found, sizes = torch.randn(10, 8, requires_grad=True), torch.randint(0, 20, (10,)), [], scored(head, monkeypatch)
     for held in (200, 199):
         monkeypatch.setattr(heads, "HELD", held)
         loss_N = head.loss(h_ND, ids, 0.1)

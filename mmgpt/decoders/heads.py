@@ -1,7 +1,8 @@
 """(N, D) vectors -> logits and losses over the ids of one modality."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float, Int
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from mmgpt.decoders.fused import linear_cross_entropy, plain
 from mmgpt.layout import Span
 
 CHUNK = 2048  # vectors scored at a time: the logits of more are never held at once
@@ -29,8 +31,10 @@ class Head(nn.Module):
         """The scores that a loss compares."""
         return self.logits(h_ND)
 
-    def loss(self, h_ND: Float[Tensor, "N D"], id_N: Int[Tensor, "N"], z_loss: float = 0.0, /) -> Float[Tensor, "N"]:
-        """Cross-entropy of each target among this head's ids, in nats, not averaged.
+    def loss(
+        self, h_ND: Float[Tensor, "N D"], id_N: Int[Tensor, "N"], z_loss: float = 0.0, /, rows_VD: Float[Tensor, "V D"] | None = None
+    ) -> Float[Tensor, "N"]:
+        """Cross-entropy of each target among this head's ids, in nats, not averaged. `rows_VD`: see `rows_of`.
 
         `z_loss` times the squared logarithm of the softmax' normaliser is added (PaLM, arXiv:2204.02311, section 5: 1e-4): scores
         that all grow alike cost nothing otherwise, and where modalities share weights they do grow (Chameleon, arXiv:2405.09818).
@@ -38,9 +42,9 @@ class Head(nn.Module):
         again = torch.is_grad_enabled() and len(h_ND) * len(self.ids) > HELD
         cost = partial(checkpoint, self.cost, use_reentrant=False) if again else self.cost
         chunks = zip(h_ND.split(CHUNK), (id_N - self.ids.start).split(CHUNK), strict=True)
-        return torch.cat([cost(h, target, z_loss) for h, target in chunks])
+        return torch.cat([cost(h, target, z_loss, rows_VD) for h, target in chunks])
 
-    def cost(self, h_ND: Float[Tensor, "N D"], target_N: Int[Tensor, "N"], z_loss: float) -> Float[Tensor, "N"]:
+    def cost(self, h_ND: Float[Tensor, "N D"], target_N: Int[Tensor, "N"], z_loss: float, rows_VD: Tensor | None) -> Float[Tensor, "N"]:
         """The loss of one chunk."""
         scores_NV = self.answers(h_ND).float()
         if self.look is not None:
@@ -62,8 +66,15 @@ class TableHead(Head):
         object.__setattr__(self, "table", table)  # seen, not owned: its weight is saved and counted once, by its owner
 
     def logits(self, h_ND: Float[Tensor, "N D"], rows: Span | None = None, /) -> Float[Tensor, "N V"]:
-        rows = self.ids if rows is None else rows
-        return F.linear(h_ND, self.table.weight[rows.start : rows.stop])
+        return F.linear(h_ND, self.rows(self.ids if rows is None else rows))
+
+    def cost(self, h_ND: Float[Tensor, "N D"], target_N: Int[Tensor, "N"], z_loss: float, rows_VD: Tensor | None) -> Float[Tensor, "N"]:
+        if self.hole is not None or self.look is not None or plain(h_ND, self.table.weight):
+            return super().cost(h_ND, target_N, z_loss, rows_VD)
+        return linear_cross_entropy(h_ND, self.rows(self.ids) if rows_VD is None else rows_VD, target_N, z_loss)
+
+    def rows(self, ids: Span) -> Float[Tensor, "V D"]:
+        return self.table.weight[ids.start : ids.stop]
 
     def answers(self, h_ND: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:
         logits_NV = self.logits(h_ND)
@@ -84,3 +95,21 @@ class MLPHead(Head):
         rows = self.ids if rows is None else rows
         here = slice(rows.start - self.ids.start, rows.stop - self.ids.start)
         return F.linear(F.gelu(self.hidden(h_ND)), self.out.weight[here], self.out.bias[here])
+
+
+def rows_of(heads: Sequence[Head]) -> list[Tensor | None]:
+    """What each head scores of a table that several share, cut by one operation: its gradient is written once, not once a head.
+
+    None for heads that must cut it themselves: those without a table, and those whose rows are others' too.
+    """
+    found: list[Tensor | None] = [None] * len(heads)
+    order = sorted((n for n, head in enumerate(heads) if isinstance(head, TableHead)), key=lambda n: heads[n].ids.start)
+    spans = [heads[n].ids for n in order]
+    if len({id(heads[n].table) for n in order}) != 1 or any(a.stop > b.start for a, b in pairwise(spans)):
+        return found
+    edges = [0, *(edge for span in spans for edge in (span.start, span.stop))]
+    weight = heads[order[0]].table.weight
+    pieces = weight.split([b - a for a, b in pairwise([*edges, len(weight)])])
+    for n, piece in zip(order, pieces[1::2], strict=True):
+        found[n] = piece
+    return found

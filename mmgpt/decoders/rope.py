@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mmgpt.decoders.fused import RotateFunction, plain
+
 
 def rotation(
     position_BT3: Int[Tensor, "B T 3"], head_width: int, theta: float, axes: int, frequencies: tuple[float, ...] = (), gain: float = 1.0
@@ -24,5 +26,7 @@ def rotation(
 
 def rotate(x_BHTE: Float[Tensor, "B H T E"], cos_B1TE: Float[Tensor, "B 1 T E"], sin_B1TE: Float[Tensor, "B 1 T E"]) -> Float[Tensor, "B H T E"]:
     """Channel i is paired with channel i + E/2 (the convention of Llama's released weights)."""
+    if not plain(x_BHTE, cos_B1TE):
+        return RotateFunction.apply(x_BHTE, cos_B1TE, sin_B1TE)
     low, high = x_BHTE.chunk(2, -1)
     return (x_BHTE * cos_B1TE + torch.cat([-high, low], -1) * sin_B1TE).to(x_BHTE.dtype)

@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mmgpt.decoders.attention import Attends
 from mmgpt.decoders.cache import Cache, NoCache, Remembers
+from mmgpt.decoders.fused import RMSNorm, gated
 from mmgpt.decoders.rope import rotate, rotation
 from mmgpt.errors import InputError
 
@@ -79,7 +80,7 @@ class HeadLayerNorm(nn.Module):
 
 QK_NORMS = {
     "": lambda heads, width, eps: nn.Identity(),
-    "rms": lambda heads, width, eps: nn.RMSNorm(width, eps),
+    "rms": lambda heads, width, eps: RMSNorm(width, eps),
     "layer": lambda heads, width, eps: HeadLayerNorm(heads, width),
 }
 
@@ -111,16 +112,15 @@ class SwiGLU(nn.Module):
         self.down = nn.Linear(config.mlp_width, config.width, bias=config.mlp_bias)
 
     def forward(self, x_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        gate, up = self.gate_up(x_BTD).chunk(2, -1)
-        return self.down(F.silu(gate) * up)
+        return self.down(gated(self.gate_up(x_BTD)))
 
 
 class Block(nn.Module):
     def __init__(self, config: DecoderConfig, layer: int):
         super().__init__()
-        self.attention_norm = nn.RMSNorm(config.width, config.norm_eps)
+        self.attention_norm = RMSNorm(config.width, config.norm_eps)
         self.attention = Attention(config, layer)
-        self.mlp_norm = nn.RMSNorm(config.width, config.norm_eps)
+        self.mlp_norm = RMSNorm(config.width, config.norm_eps)
         self.mlp = SwiGLU(config)
         self.dropout = nn.Dropout(config.dropout)
         self.norm_after = config.norm_after
@@ -146,7 +146,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.blocks = nn.ModuleList(block(config, layer) for layer in range(config.depth))
-        self.norm = nn.RMSNorm(config.width, config.norm_eps)
+        self.norm = RMSNorm(config.width, config.norm_eps)
         for name, weight in self.named_parameters():
             if weight.ndim == 2 and not weight.is_meta:  # there is nothing to fill where a model is built without memory
                 last = name.endswith(("out.weight", "down.weight"))

@@ -26,7 +26,7 @@ demo: $(INSTALLED)  ## captions eight pictures, draws eight prompts into demo/
 	$(BIN)/python -m mmgpt demo -o demo --checkpoint $(CHECKPOINT)
 
 test: $(INSTALLED)  ## all tests
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
 
 test-long: $(INSTALLED)  ## hundreds of kills and damaged files instead of a few; prints its counts
 	$(BIN)/python -m pytest -m long -s $(ARGS)

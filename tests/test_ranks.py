@@ -187,7 +187,7 @@ def test_two_ranks_learn_what_one_learns(tmp_path):
         train(task, replace(settings, sample_every=2), tmp_path / "2")
 
     assert together(2, work) == [0, 0]
-    assert alike(tmp_path / "1", tmp_path / "2") < 1e-5
+    assert alike(tmp_path / "1", tmp_path / "2") < 3e-5  # AdamW's first steps are as large for rounding as for a gradient
     a, b = (read_folder(tmp_path / name / "final")[0]["model.safetensors"] for name in "12")
     assert a.keys() == b.keys() and max(gap(a[name].float(), b[name].float()) for name in a) < 2e-3
     assert {path.name for path in (tmp_path / "2" / "samples").iterdir()} == {"2.txt"}

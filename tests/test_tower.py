@@ -11,7 +11,7 @@ from mmgpt import native
 from mmgpt.encoders import efficientnet
 from mmgpt.encoders.efficientnet import EfficientNetLite0, LiteBlocks
 from mmgpt.encoders.image import LiteEncoder, pixels_of
-from mmgpt.errors import CheckpointError, InputError
+from mmgpt.errors import CheckpointError, InputError, TrainingError
 from mmgpt.hub import load
 from mmgpt.train.optimizers import optimizers
 from mmgpt.train.recipes import RECIPES
@@ -87,6 +87,15 @@ def test_a_recipe_gives_a_start_new_eyes_that_learn_slowly(tmp_path, emoji40, mo
     adam, muon = optimizers(job.task.model, parameters, Settings(muon=True))
     slow = {p for group in adam.param_groups if group["factor"] == 0.25 for p in group["params"]}
     assert slow == set(tower.parameters()) and all(group["factor"] == 1.0 for group in muon.param_groups)
+
+
+def test_a_recipe_leaves_frozen_parts_alone(tmp_path, emoji40):
+    native.save(tiny_gpt(), tmp_path / "start")
+    words = {"data": str(emoji40), "init": str(tmp_path / "start"), "draws": "0", "captions": "4"}
+    model = RECIPES["emoji"](words | {"frozen": "decoder,table"}).task.model
+    assert {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad} == {"encoders"}
+    with pytest.raises(TrainingError, match="frozen=eyes: 'eyes' is no part of this model: use .*table.*encoders.*decoder"):
+        RECIPES["emoji"](words | {"frozen": "eyes"})
 
 
 def test_weights_that_are_not_there_are_asked_for(tmp_path):

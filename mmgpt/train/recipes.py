@@ -94,6 +94,7 @@ class EmojiOptions:
     conv_stem: int = 32  # 0: bare patches, one linear map
     tower: str = ""  # efficientnet-lite0: eyes that have seen ImageNet (tools/convert_judge.py), also for what `init` names
     tower_rate: float = 0.2  # they learn so much slower than the rest
+    frozen: str = ""  # parts that stay as they are: decoder,table trains the eyes alone
     device: str = "cpu"
     backend: str = ""  # of attention: sdpa or flex; empty takes flex on a GPU
 
@@ -137,6 +138,10 @@ def emoji(options: EmojiOptions, settings: Settings, words: Words) -> Job:
         model.encoders["image"].tower = LiteBlocks.load()
     if model.config.tower:
         model.rates = {"encoders.image.tower": options.tower_rate}
+    for name in filter(None, options.frozen.split(",")):
+        if name not in dict(model.named_modules()):
+            raise TrainingError(f"frozen={options.frozen}: {name!r} is no part of this model: use {', '.join(dict(model.named_children()))}")
+        model.get_submodule(name).requires_grad_(False)
     how = {"strength": options.strength, "hide": options.hide, "z_loss": options.z_loss}
     mix = Mix(options.captions, options.draws, options.drop, options.text_weight, options.image_weight, options.row_length, **how)
     card = f"# emoji, trained here\n\nTrained with {words or 'the recipe as it is'}. Not evaluated.\n"

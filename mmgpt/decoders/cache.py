@@ -29,7 +29,7 @@ class NoCache:
         return Reading(document_BT, block_BT, document_BT, block_BT, backend, cuts_N4=cuts_N4)
 
     def extend(self, layer: int, k: Float[Tensor, "B K T E"], v: Float[Tensor, "B K T E"]) -> tuple[Tensor, Tensor]:
-        return k, v
+        return k, v.contiguous()  # a view would keep, for the backward pass, queries and keys as they were before they were turned
 
 
 class Cache:

@@ -89,7 +89,7 @@ def gated(x: Float[Tensor, "*n m2"]) -> Float[Tensor, "*n m"]:
 
 
 class CrossEntropyFunction(torch.autograd.Function):
-    """The scores become softmax minus target, in place: times each target's gradient, that is what they give back."""
+    """What is kept of the scores is softmax minus target: times each target's gradient, that is their gradient."""
 
     @staticmethod
     def forward(ctx, h, weight, target, z_loss):

@@ -71,7 +71,7 @@ class TableHead(Head):
     def cost(self, h_ND: Float[Tensor, "N D"], target_N: Int[Tensor, "N"], z_loss: float, rows_VD: Tensor | None) -> Float[Tensor, "N"]:
         if self.hole is not None or plain(h_ND, self.table.weight):
             return super().cost(h_ND, target_N, z_loss, rows_VD)
-        if self.look is not None:  # these scores become gradients in place, so they are made once more to be seen
+        if self.look is not None:  # the fused form does not hand its scores out, so they are made once more to be seen
             with torch.no_grad():
                 self.look(self.logits(h_ND))
         return linear_cross_entropy(h_ND, self.rows(self.ids) if rows_VD is None else rows_VD, target_N, z_loss)

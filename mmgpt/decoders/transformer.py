@@ -99,7 +99,7 @@ class Attention(nn.Module):
         x_BHTE = rearrange(self.qkv(x_BTD), "b t (h e) -> b h t e", h=self.heads + 2 * self.kv_heads)
         q, k, v = x_BHTE.split([self.heads, self.kv_heads, self.kv_heads], 1)
         q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
-        k, v = cache.extend(self.layer, k, v.contiguous())  # a view would keep queries and keys as they were before, too
+        k, v = cache.extend(self.layer, k, v)
         return self.out(rearrange(reading.attend(self.layer, q, k, v), "b h t e -> b t (h e)"))
 
 

@@ -14,7 +14,7 @@ _WHERE = {
     "Audio": "mmgpt.types",
     "Video": "mmgpt.types",
     "Part": "mmgpt.types",
-    "Request": "mmgpt.generate.engine",
+    "Request": "mmgpt.generate.request",
     "Sampling": "mmgpt.generate.sampling",
     "open_picture": "mmgpt.data.pictures",
     "save_picture": "mmgpt.data.pictures",
@@ -30,7 +30,7 @@ __all__ = [*_WHERE]
 if TYPE_CHECKING:
     from mmgpt.data.pictures import open_picture, save_picture
     from mmgpt.errors import CheckpointError, DataError, GuidanceError, InputError, MmgptError, TrainingError
-    from mmgpt.generate.engine import Request
+    from mmgpt.generate.request import Request
     from mmgpt.generate.sampling import Sampling
     from mmgpt.hub import load, save
     from mmgpt.model import GPT, Port

@@ -248,6 +248,12 @@ def without(span: Span, hole: Span | None) -> list[Span]:
     return [part for part in (Span(span.start, hole.start), Span(hole.stop, span.stop)) if part.start < part.stop]
 
 
+@lru_cache(maxsize=4096)
+def choice_of(first: int, last: int, hole: Span | None) -> Choice:
+    """What may stand in a slot of a script."""
+    return Choice(tuple(without(Span(first, last + 1), hole)))
+
+
 class Automaton:
     """What may come next while one segment is generated, id by id: the scripts that still fit what was written.
 
@@ -263,8 +269,8 @@ class Automaton:
         """The choice for the next slot; None when the segment is complete."""
         if self.stopped or self.length == len(self.scripts[0]):
             return None
-        spans = {part for s in self.scripts for part in without(Span(int(s.first_N[self.length]), int(s.last_N[self.length]) + 1), s.hole)}
-        return Choice(tuple(sorted(spans)))
+        slots = [(int(s.first_N[self.length]), int(s.last_N[self.length]), s.hole) for s in self.scripts]
+        return choice_of(*slots[0]) if len(slots) == 1 else Choice(tuple(sorted({span for slot in slots for span in choice_of(*slot).spans})))
 
     def push(self, id: int) -> None:
         choice = self.next()

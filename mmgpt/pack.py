@@ -49,8 +49,9 @@ def pack(documents: Sequence[Document], heads: dict[str, Span], row_length: int 
     return lay([[documents[i] for i in row] for row in assign(lengths, row_length)], heads, row_length)
 
 
-def lay(rows: Sequence[Sequence[Document]], heads: dict[str, Span], row_length: int) -> Stream:
-    """Documents that are in rows already, as a stream; those of a row must fit into it."""
+def lay(rows: Sequence[Sequence[Document]], heads: dict[str, Span], row_length: int, origins: Sequence[tuple[int, int]] | None = None) -> Stream:
+    """Documents that are in rows already, as a stream; those of a row must fit into it. `origins`: the position and the block that each row's
+    first document begins with, where it is the rest of one."""
     shape = (len(rows), row_length)
     ids, document_no, block = (np.zeros(shape, np.int64) for _ in range(3))
     position, learn, names = np.zeros((*shape, 3), np.int64), np.zeros(shape, np.int64), ["", *heads]
@@ -59,7 +60,7 @@ def lay(rows: Sequence[Sequence[Document]], heads: dict[str, Span], row_length: 
     for row, members in enumerate(rows):
         column = 0
         for number, document in enumerate(members, 1):
-            start, base, blocks = column, 0, 0
+            start, (base, blocks) = column, origins[row] if origins is not None and number == 1 else (0, 0)
             for written in document:
                 here = slice(column, column + len(written))
                 ids[row, here], document_no[row, here] = written.ids_N, number

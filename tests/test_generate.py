@@ -15,8 +15,9 @@ from mmgpt.encoders.text import TextCodec
 from mmgpt.errors import GuidanceError, InputError
 from mmgpt.generate import best, engine
 from mmgpt.generate.best import tries
-from mmgpt.generate.engine import Request, run
+from mmgpt.generate.engine import run
 from mmgpt.generate.guidance import guide, unconditional_form, without_condition
+from mmgpt.generate.request import Request
 from mmgpt.generate.sampling import GREEDY, Sampling, choose, filtered, penalised
 from mmgpt.model import Port
 from mmgpt.pack import pack
@@ -45,9 +46,10 @@ def recorded(monkeypatch):
     """The logits of every draw, by the request's seed."""
     found: dict[int, list[torch.Tensor]] = {}
 
-    def noting(logits_V, sampling, generator, seen_N):
-        found.setdefault(generator.initial_seed(), []).append(logits_V.clone())
-        return choose(logits_V, sampling, generator, seen_N)
+    def noting(logits_RV, sampling, generators):
+        for logits_V, generator in zip(logits_RV, generators, strict=True):
+            found.setdefault(generator.initial_seed(), []).append(logits_V.clone())
+        return choose(logits_RV, sampling, generators)
 
     with monkeypatch.context() as patch:
         patch.setattr(engine, "choose", noting)
@@ -257,7 +259,7 @@ LOGITS = torch.tensor([0.1, 0.4, 0.05, 0.3, 0.15]).log()
 
 
 def kept(**changes) -> list[int]:
-    return torch.isfinite(filtered(LOGITS, Sampling(**changes))).nonzero().flatten().tolist()
+    return torch.isfinite(filtered(LOGITS[None], Sampling(**changes))[0]).nonzero().flatten().tolist()
 
 
 def test_filters_on_a_known_distribution():
@@ -266,8 +268,8 @@ def test_filters_on_a_known_distribution():
     assert kept(top_p=0.3) == [1] and kept(top_p=0.5) == [1, 3] and kept(top_p=0.8) == [1, 3, 4] and kept(top_p=1e-9) == [1]
     assert kept(min_p=0.3) == [1, 3, 4] and kept(min_p=0.2) == [0, 1, 3, 4] and kept(min_p=0.99) == [1]
     assert kept(top_k=3, min_p=0.5) == [1, 3] and kept(top_k=3, top_p=0.3) == [1]
-    assert gap(filtered(LOGITS, Sampling(top_k=2))[[1, 3]], LOGITS[[1, 3]]) == 0
-    assert torch.isfinite(filtered(torch.zeros(5), Sampling(top_k=2))).tolist() == [True, True, False, False, False]  # of equals, the first
+    assert gap(filtered(LOGITS[None], Sampling(top_k=2))[0, [1, 3]], LOGITS[[1, 3]]) == 0
+    assert torch.isfinite(filtered(torch.zeros(1, 5), Sampling(top_k=2)))[0].tolist() == [True, True, False, False, False]  # of equals, the first
 
 
 def test_what_was_written_is_penalised():
@@ -276,20 +278,22 @@ def test_what_was_written_is_penalised():
     result = run(GPT, [request])[0]
     codes = result.codes.flatten().tolist()
     for n, logits_V in enumerate(recomputed(request, result)[0].view(len(codes), -1)):
-        assert codes[n] == int(penalised(logits_V, torch.tensor(sorted(set(codes[:n])), dtype=torch.long), 1e3).argmax())
+        assert codes[n] == int(penalised(logits_V, Sampling(repetition_penalty=1e3), torch.tensor(codes[:n], dtype=torch.long)).argmax())
     assert len(set(codes)) > len(set(run(GPT, [replace(request, sampling=GREEDY)])[0].codes.flatten().tolist()))
 
 
 def test_penalty_lowers_what_was_seen():
     logits = torch.tensor([2.0, -2.0, 4.0])
-    assert penalised(logits, torch.tensor([0, 1]), 2.0).tolist() == [1.0, -4.0, 4.0]
-    assert choose(logits, Sampling(0.0, repetition_penalty=3.0), torch.Generator(), torch.tensor([2])) == 0
-    assert choose(logits, Sampling(0.0, repetition_penalty=3.0), torch.Generator(), torch.tensor([], dtype=torch.long)) == 2
+    seen, none = torch.tensor([0, 1, 0]), torch.tensor([], dtype=torch.long)
+    assert penalised(logits, Sampling(repetition_penalty=2.0), seen).tolist() == [1.0, -4.0, 4.0]
+    assert penalised(logits, Sampling(presence_penalty=0.5), seen).tolist() == [1.5, -2.5, 4.0]
+    assert penalised(logits, Sampling(frequency_penalty=0.5), seen).tolist() == [1.0, -2.5, 4.0]
+    assert penalised(logits, Sampling(repetition_penalty=2.0), none).tolist() == logits.tolist()
 
 
 def frequencies(sampling: Sampling, draws: int = 2000) -> torch.Tensor:
-    generator, none = torch.Generator().manual_seed(0), torch.tensor([], dtype=torch.long)
-    drawn = torch.tensor([choose(LOGITS, sampling, generator, none) for _ in range(draws)])
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.cat([choose(LOGITS[None], sampling, [generator]) for _ in range(draws)])
     return torch.bincount(drawn, minlength=5) / draws
 
 

@@ -6,6 +6,7 @@ from functools import cached_property, lru_cache
 from typing import Protocol, runtime_checkable
 
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
@@ -40,6 +41,7 @@ class Reading:
     """Who may read whom: the rule's inputs for queries (T) and keys (S). Each back end makes its own mask of it, once.
 
     `cuts_N4`, where queries and keys are the same and lie on a CPU, says where the documents lie: then each is read by itself.
+    `last`: one query a row, behind everything that its row holds, so that it reads all of it.
     """
 
     document_BT: Int[Tensor, "B T"]
@@ -49,6 +51,7 @@ class Reading:
     backend: str = "sdpa"
     window: int = 0
     cuts_N4: Int[Tensor, "N 4"] | None = None
+    last: bool = False
 
     def attend(self, layer: int, q, k, v) -> Float[Tensor, "B H T E"]:
         return attend(q, k, v, self)
@@ -79,12 +82,26 @@ def attend(
 
 
 def sdpa(q, k, v, reading: Reading):
-    groups = q.shape[1] // k.shape[1]
-    if groups > 1:  # `enable_gqa` takes the slow path where there is a mask
-        k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
     if reading.cuts_N4 is not None and not reading.window and q.dtype in FLASH:
+        groups = q.shape[1] // k.shape[1]
+        if groups > 1:
+            k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
         return torch.ops.mmgpt.attend_documents(q, k, v, reading.cuts_N4, reading.block_BT)[0]
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=reading.mask)
+    return grouped(q, k, v, None if reading.last and not reading.window else reading.mask)
+
+
+def grouped(
+    q_BHTE: Float[Tensor, "B H T E"], k_BKSE: Float[Tensor, "B K S E"], v_BKSE: Float[Tensor, "B K S E"], mask: Bool[Tensor, "B 1 T S"] | None
+) -> Float[Tensor, "B H T E"]:
+    """Heads that share keys are queries of one head: nothing of the keys is copied, and `enable_gqa` takes the slow path where there is a mask."""
+    columns, groups = q_BHTE.shape[2], q_BHTE.shape[1] // k_BKSE.shape[1]
+    if groups == 1:
+        return F.scaled_dot_product_attention(q_BHTE, k_BKSE, v_BKSE, attn_mask=mask)
+    q = rearrange(q_BHTE, "b (k g) t e -> b k (g t) e", g=groups)
+    if mask is not None and columns > 1:
+        mask = mask.repeat(1, 1, groups, 1)
+    out = F.scaled_dot_product_attention(q, k_BKSE, v_BKSE, attn_mask=mask)
+    return rearrange(out, "b k (g t) e -> b (k g) t e", g=groups, t=columns)
 
 
 def flex(q, k, v, reading: Reading):

@@ -1,248 +1,301 @@
 """Requests (given parts, what to write, how) -> values. One loop for all modalities: rows of a batch may write different ones.
 
 A row reads its document once, then goes on id by id: the layout's automaton says what may come next, the port's head scores
-just those ids, one is drawn, and whatever the layout forces after it rides along into the same next step.
+just those ids, one is drawn, and whatever the layout forces after it rides along into the same next step. A row that is done
+leaves at once, and one that waits takes its place.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from math import prod
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mmgpt.errors import GuidanceError, InputError
+from mmgpt.decoders.cache import Cache
+from mmgpt.errors import MmgptError
 from mmgpt.generate.best import best
-from mmgpt.generate.guidance import guide
-from mmgpt.generate.sampling import Sampling, choose
-from mmgpt.layout import Automaton, Choice, Span
+from mmgpt.generate.compiled import Step
+from mmgpt.generate.prefix import Prefixes, cut, key_of, leaders, rest
+from mmgpt.generate.request import Event, Request, Result
+from mmgpt.generate.row import Branch, Row, refuse
+from mmgpt.generate.sampling import choose, damaged, penalised
+from mmgpt.layout import Choice
 from mmgpt.model import evaluating
-from mmgpt.pack import Document, length, pack
-from mmgpt.types import Grid, Part, Segment, Stream, Usage, Written
+from mmgpt.pack import Document, lay, length
+from mmgpt.types import Stream, Written
 
-BATCH = 64  # rows that step together; more requests wait for the next batch
-MAX_BEST_OF = 1024
+BATCH = 64  # rows that step together; more requests wait until one of them is done
+ROOM = 64  # columns by which a cache grows
 
 
-@dataclass(frozen=True)
-class Request:
-    """What one row is to do. What is None takes the port's own: how to sample, the scale of guidance, the size to write in codes.
+class Engine:
+    """Rows that step together. `submit` requests, `step` until they are done; or `stream` one, or `run` many.
 
-    The port's own guidance applies where there are words to leave out; one that is asked for applies or is refused.
-    Of `best_of` results the best is kept, see `generate.best`.
+    `keep`      positions of finished rows that are kept, so that a request which begins like one of them reads only what is new
+    `compile`   steps of one id a row are compiled (`torch.compile`): the first of them takes half a minute or more
     """
 
-    parts: Sequence[Segment | Part]
-    to: str = "text"
-    sampling: Sampling | None = None
-    guidance: float | None = None
-    seed: int = 0
-    grid: Grid | None = None
-    best_of: int = 1
+    def __init__(self, gpt, batch: int | None = None, keep: int = 0, compile: bool = False):
+        self.gpt, self.batch = gpt, batch or BATCH
+        self.waiting: deque[Row] = deque()
+        self.rows: list[Row] = []
+        self.branches: list[Branch] = []  # the branch in each row of the cache, without gaps
+        self.cache: Cache = gpt.decoder.new_cache(0, 0)
+        self.prefixes = Prefixes(keep)
+        self.advance = Step(gpt, compile)
 
-    def __post_init__(self):
-        if not isinstance(self.best_of, int) or not 1 <= self.best_of <= MAX_BEST_OF:
-            raise InputError(f"best_of={self.best_of}: use a whole number from 1 to {MAX_BEST_OF}")
-        if not isinstance(self.to, str) or not isinstance(self.guidance, (int, float, type(None))):
-            raise InputError(f"to={self.to!r}, guidance={self.guidance!r}: use a modality's name, and a number or None")
-        if not isinstance(self.sampling, (Sampling, type(None))):
-            raise InputError(f"sampling={self.sampling!r}: pass mmgpt.Sampling(temperature=...) or None")
-        grid = () if self.grid is None else self.grid
-        if not isinstance(grid, tuple) or not all(isinstance(n, int) for n in grid):
-            raise InputError(f"grid={grid!r}: use (frames, rows, columns) in codes; (1, 1, n) for at most n ids of text")
-        if isinstance(self.parts, str) or not isinstance(self.parts, Sequence) or not self.parts:
-            raise InputError(f"parts of type {type(self.parts).__name__}: pass a list of at least one segment, for example [picture, 'caption:']")
-        if all(isinstance(part, str) and not part.strip() for part in self.parts):
-            raise InputError('0 words to go by: say what to write (Part("") asks for what the model writes unasked)')
-        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
-            raise InputError(f"seed={self.seed}: use a whole number from 0 to 2^63 - 1")
+    def submit(self, request: Request, listening: bool = False) -> Row:
+        """Takes a request, which waits until there is room. What is wrong with it is said here."""
+        row = Row(self.gpt, request, listening)
+        self.waiting.append(row)
+        return row
+
+    @torch.inference_mode()
+    def cancel(self, row: Row) -> None:
+        """The row is gone before the next step."""
+        if row in self.waiting:
+            self.waiting.remove(row)
+        elif row in self.rows:
+            self.leave(row)
+
+    @torch.inference_mode()
+    def step(self) -> bool:
+        """Every row gets one more id. False when nothing is left to do."""
+        with evaluating(self.gpt) if self.gpt.training else nullcontext():
+            old, new = list(self.rows), self.admit()
+            if old:
+                slots = [branch.slot for row in old for branch in row.branches]
+                h_ND = self.decode()
+                self.draw(old, h_ND if slots == [*range(len(slots))] else h_ND[slots])
+            for rows, h_RD in new:
+                self.draw(rows, h_RD)
+            for row in [row for row in self.rows if row.done]:
+                self.leave(row)
+        return bool(self.rows or self.waiting)
+
+    def stream(self, request: Request) -> Iterator[Event]:
+        """What a request writes, as it is written (see `generate.request`). Whoever stops listening cancels it."""
+        row = self.submit(request, listening=True)
+        try:
+            while True:
+                yield from row.events
+                row.events.clear()
+                if row.error is not None:
+                    raise row.error
+                if row.done:
+                    return
+                self.step()
+        finally:
+            self.cancel(row)
+
+    def run(self, requests: Sequence[Request], progress: Callable[[int, int], None] | None = None) -> list[Result]:
+        """All requests' results, in order. `progress(done, of)` is called after each step. An error of one is raised when all others are done."""
+        if any(request.best_of > 1 for request in requests):
+            return best(self.gpt, requests, lambda some: self.run(some, progress))
+        rows = [Row(self.gpt, request) for request in requests]  # every mistake is found before anything is computed
+        self.waiting.extend(rows)
+        try:
+            with evaluating(self.gpt):
+                while self.step():
+                    if progress is not None:
+                        progress(sum(row.done for row in rows), len(rows))
+        finally:
+            for row in rows:
+                if not row.done:
+                    self.cancel(row)
+        if progress is not None and rows:
+            progress(len(rows), len(rows))
+        return [result_of(row) for row in rows]
+
+    # rows come and go
+
+    def admit(self) -> list[tuple[list[Row], Tensor]]:
+        """Waiting rows for which there is room read their documents: the rows, and the vector at the end of each branch."""
+        rows: list[Row] = []
+        while self.waiting and len(self.rows) < self.batch:
+            row = self.waiting.popleft()
+            self.rows.append(row)
+            if not row.done:
+                rows.append(row)
+        if not rows:
+            return []
+        branches = [branch for row in rows for branch in row.branches]
+        keys = [key_of(branch.document) for branch in branches]
+        found = [self.prefixes.find(key) for key in keys]
+        plan = leaders(keys)
+        first = [n for n, (leader, _) in enumerate(plan) if leader < 0 or found[n][0]]
+        second = [n for n in range(len(branches)) if n not in first]
+        self.make_room(len(branches), max(row.longest for row in rows))
+        for n in [*first, *second]:
+            branches[n].slot = len(self.branches)
+            self.branches.append(branches[n])
+        known = [0] * len(branches)
+        for n in first:
+            if (held := found[n][1]) is not None:
+                known[n] = self.take(branches[n], keys[n], found[n][0], held)
+        h_ND = [self.read([branches[n] for n in first], [known[n] for n in first])]
+        if second:
+            for n in second:
+                leader, shared = plan[n]
+                known[n] = self.take(branches[n], keys[n], shared, self.cache.held(branches[leader].slot, shared))
+            h_ND.append(self.read([branches[n] for n in second], [known[n] for n in second]))
+        order = torch.tensor([*first, *second]).argsort()
+        return [(rows, torch.cat(h_ND)[order.to(h_ND[0].device)])]
+
+    def take(self, branch: Branch, key: np.ndarray, n: int, held: Cache) -> int:
+        """Copies what is known of a branch's document; at least one position is left to read."""
+        n = cut(key, min(n, len(key) - (not branch.pending)))
+        self.cache.put(branch.slot, held.held(0, n))
+        return n
+
+    def make_room(self, more: int, columns: int) -> None:
+        rows, columns = len(self.branches) + more, -(-columns // ROOM) * ROOM
+        if rows > self.cache.rows or columns > self.cache.length:
+            self.cache = self.cache[: len(self.branches)].grown(max(rows, self.cache.rows), max(columns, self.cache.length))
+
+    def leave(self, row: Row) -> None:
+        """The row's place is free. What it held is kept where there is room for it; the last row of the cache closes the gap."""
+        self.rows.remove(row)
+        if row.branches[0].slot < 0:
+            return
+        if row.result is not None and self.prefixes.positions:
+            branch = row.branches[0]
+            used = int(self.cache.used_R[branch.slot])
+            self.prefixes.put(key_of(branch.document)[:used], self.cache.held(branch.slot, used))
+        for branch in sorted(row.branches, key=lambda branch: -branch.slot):
+            if row.error is not None:  # it may hold numbers that are none
+                self.cache.empty(branch.slot)
+            last = self.branches.pop()
+            if last is not branch:
+                self.cache.move(last.slot, branch.slot)
+                self.branches[branch.slot] = last
+                last.slot = branch.slot
+            self.cache.used_R[len(self.branches)] = 0
+            branch.slot = -1
+
+    # what is computed
+
+    def read(self, branches: Sequence[Branch], known: Sequence[int]) -> Tensor:
+        """Reads documents, but for the positions that are known, and the ids forced after them, in one pass; the vector at the end of each."""
+        cache = self.cache[branches[0].slot : branches[-1].slot + 1]
+        cache.used_R[:] = known
+        documents: list[tuple[Document, int, int]] = []
+        for branch, n in zip(branches, known, strict=True):
+            left, base, block = rest(branch.document, n)
+            documents.append(([*left, continued(branch)], base, block))
+        columns = max(length(document) for document, *_ in documents)
+        origins = [(base, block) for _, base, block in documents]
+        stream = lay([[document] for document, *_ in documents], {}, columns, origins).to(self.gpt.device)
+        return self.last(self.gpt(stream, cache), [length(document) for document, *_ in documents])
+
+    def decode(self) -> Tensor:
+        """Reads every old row's pending ids; the vector at each branch's last one. Branches with fewer ids leave columns free (document 0)."""
+        branches = [branch for branch in self.branches if branch.pending]
+        taken = [branch.take() for branch in branches]
+        counts = [len(ids) for ids, *_ in taken]
+        shape = len(taken), max(counts)
+        ids, document, block = (np.zeros(shape, np.int64) for _ in range(3))
+        position = np.zeros((*shape, 3), np.int64)
+        for r, (new, places, first) in enumerate(taken):
+            n = len(new)
+            ids[r, :n], position[r, :n], document[r, :n], block[r, :n] = new, places, 1, range(first, first + n)
+        cache = self.cache[: len(branches)]
+        self.make_room(0, int(cache.used_R.max()) + shape[1])
+        stream = Stream(*(torch.from_numpy(x) for x in (ids, document, block, position))).to(self.gpt.device)
+        return self.last(self.advance(stream, self.cache[: len(branches)]), counts)
+
+    def last(self, h_RTD: Tensor, counts: Sequence[int]) -> Tensor:
+        if h_RTD.shape[1] == 1:
+            return h_RTD[:, 0]
+        return h_RTD[torch.arange(len(counts), device=h_RTD.device), torch.tensor(counts, device=h_RTD.device) - 1]
+
+    def draw(self, rows: Sequence[Row], h_ND: Tensor) -> None:
+        """Draws an id for each row. Those that choose among the same ids of a head are scored together, those that draw alike are drawn together."""
+        groups: dict[tuple, list[tuple[Row, Tensor]]] = {}
+        for row, h in zip(rows, h_ND.split([len(row.branches) for row in rows]), strict=True):
+            mixed = not row.guidance[row.name].off
+            groups.setdefault((row.name, row.choice), []).append((row, h if mixed else h[:1]))
+        for (name, choice), members in groups.items():
+            logits_NV = self.scores(name, choice, torch.cat([h for _, h in members]))
+            by_sampling: dict = {}
+            for (row, _), logits_GV in zip(members, logits_NV.split([len(h) for _, h in members]), strict=True):
+                by_sampling.setdefault(row.sampling, []).append((row, self.guided(row, choice, logits_GV)))
+            for sampling, some in by_sampling.items():
+                pick(choice, sampling, [row for row, _ in some], torch.stack([logits_V for _, logits_V in some]))
+
+    def scores(self, name: str, choice: Choice, h_ND: Tensor) -> Tensor:
+        """The scores of the ids of a choice, span after span, by the head that they belong to."""
+        heads = [next((head for head in self.gpt.heads.values() if span.start in head.ids), self.gpt.heads[name]) for span in choice.spans]
+        heads = [self.gpt.heads[name] if span.start in self.gpt.heads[name].ids else head for span, head in zip(choice.spans, heads, strict=True)]
+        found = [head.logits(h_ND, span) for span, head in zip(choice.spans, heads, strict=True)]
+        return (found[0] if len(found) == 1 else torch.cat(found, -1)).float()
+
+    def guided(self, row: Row, choice: Choice, logits_GV: Tensor) -> Tensor:
+        logits_V = row.guidance[row.name].mix(logits_GV, len(row.ids) / max(1, len(row.automaton.script)))
+        if row.sampling.looks_back and row.ids:
+            seen = [index for id in row.ids if (index := index_of(choice, id)) is not None]
+            logits_V = penalised(logits_V, row.sampling, torch.tensor(seen, dtype=torch.long, device=logits_V.device))
+        for code, amount in row.sampling.bias:
+            if (index := index_of(choice, row.head.ids.start + code)) is not None:
+                logits_V = logits_V.index_add(0, torch.tensor([index], device=logits_V.device), logits_V.new_tensor([amount]))
+        return logits_V
 
 
-@dataclass(frozen=True)
-class Result:
-    """What a row wrote: the value, its codes, every id of the segment, their log-probability, and what it took."""
-
-    value: Segment
-    codes: np.ndarray
-    ids: tuple[int, ...]
-    log_probability: float
-    usage: Usage = field(default_factory=Usage)
-
-
-@dataclass
-class Row:
-    """One document that is being continued. A guided request has two: its own and the unconditional one."""
-
-    document: Document
-    automaton: Automaton
-    pending: list[int] = field(default_factory=list)
-    base: int = 0
-    block: int = 0
-
-    def __post_init__(self):
-        self.base = sum(written.span for written in self.document)
-        self.block = sum(len(written) - int((written.whole_N[1:] & written.whole_N[:-1]).sum()) for written in self.document)
+def pick(choice: Choice, sampling, rows: Sequence[Row], logits_RV: Tensor) -> None:
+    """Draws an id for each of the rows; a row whose scores are damaged ends with an error."""
+    for row, why in zip(rows, damaged(logits_RV), strict=True):
+        if why:
+            refuse(row, why)
+    good = [n for n, row in enumerate(rows) if row.error is None]
+    if len(good) < len(rows):
+        rows, logits_RV = [rows[n] for n in good], logits_RV[good]
+    if not rows:
+        return
+    index_R = choose(logits_RV, sampling, [row.generator for row in rows]).to(logits_RV.device)
+    log_probability_R = logits_RV.gather(-1, index_R[:, None])[:, 0] - logits_RV.logsumexp(-1)
+    for row, index, log_probability in zip(rows, index_R.tolist(), log_probability_R.tolist(), strict=True):
+        try:
+            row.push(id_at(choice, index), log_probability)
+        except MmgptError as error:  # what was written has no value: this row's alone
+            row.error = error
 
 
-class Task:
-    """A request at work: its rows, its random numbers, what it has written."""
-
-    def __init__(self, gpt, request: Request):
-        if request.to not in gpt.heads:
-            raise InputError(f"to={request.to!r}: this model writes {', '.join(gpt.heads)}")
-        self.request, self.port, self.head = request, gpt.ports[request.to], gpt.heads[request.to]
-        parts = [part if isinstance(part, Part) else Part(part) for part in request.parts]
-        grid = request.grid or self.port.grid
-        if grid is None:
-            raise InputError(f"to={request.to!r} has no size of its own: pass grid=(frames, rows, columns) in codes")
-        if len(grid) != 3 or prod(grid) > gpt.max_length:  # before a script of that size is made
-            raise InputError(f"a size of {prod(grid)} codes, {grid}: use (frames, rows, columns), together at most {gpt.max_length}")
-        self.script = self.port.writes.script(grid)
-        self.sampling = request.sampling or self.port.sampling
-        self.guidance = self.scale(parts)
-        samples = [parts] if self.guidance == 1 else [parts, self.port.unconditional(parts)]
-        self.rows = [Row(gpt.write(sample), Automaton([self.script])) for sample in samples]
-        self.check_length(gpt.max_length)
-        # torch's generator reads 32 bits of a seed
-        self.generator = torch.Generator().manual_seed((request.seed ^ (request.seed >> 32) * 0x9E3779B1) % 2**32)
-        self.ids: list[int] = []
-        self.log_probability = 0.0
-
-    def scale(self, parts: Sequence[Part]) -> float:
-        asked = self.request.guidance
-        if asked is not None:
-            if not 0 <= asked <= 100:
-                raise GuidanceError(f"guidance={asked}: use 0 to 100 (1 is none)")
-            return float(asked)
-        has_words = any(isinstance(part.value, str) and part.value and not part.learn for part in parts)
-        return self.port.guidance if has_words else 1.0
-
-    def check_length(self, limit: int) -> None:
-        if not all(length(row.document) or row.automaton.next().forced is not None for row in self.rows):
-            empty = "its unconditional form has" if length(self.rows[0].document) else "the request has"
-            raise InputError(f"{empty} 0 positions to read, and this model opens a document with no id of its own: say more, or use guidance=1")
-        longest = max(length(row.document) for row in self.rows) + len(self.script)
-        if longest > limit:
-            raise InputError(f"{longest} positions to read and write, this model holds {limit}: shorten the prompt or ask for less")
-
-    def push(self, id: int) -> None:
-        """Notes an id, and every forced id behind it."""
-        self.ids.append(id)
-        for row in self.rows:
-            row.automaton.push(id)
-            row.pending.append(id)
-
-    def push_forced(self) -> Choice | None:
-        """Pushes what the layout forces; the choice that a head has to make then, None when the segment is complete."""
-        while (choice := self.rows[0].automaton.next()) is not None and choice.forced is not None:
-            self.push(choice.forced)
-        return choice
-
-    def result(self) -> Result:
-        open_N = self.script.open_N[: len(self.ids)]
-        codes = self.port.writes.codes(np.asarray(self.ids, np.int64)[open_N], self.script.grid)
-        usage = Usage({"positions": length(self.rows[0].document)}, {self.request.to: len(self.ids)})
-        return Result(self.port.codec.decode(codes), codes, tuple(self.ids), self.log_probability, usage)
+def id_at(choice: Choice, index: int) -> int:
+    for span in choice.spans:
+        if index < len(span):
+            return span.start + index
+        index -= len(span)
+    raise IndexError(index)
 
 
-@torch.inference_mode()
+def index_of(choice: Choice, id: int) -> int | None:
+    before = 0
+    for span in choice.spans:
+        if id in span:
+            return before + id - span.start
+        before += len(span)
+    return None
+
+
+def continued(branch: Branch) -> Written:
+    """The pending ids of a branch as a written segment, whose places count from the document's beginning."""
+    ids, places, _ = branch.take()
+    none = np.zeros(len(ids), bool)
+    base = sum(written.span for written in branch.document)
+    return Written(np.asarray(ids, np.int64), none, none, places - base, 0)
+
+
+def result_of(row: Row) -> Result:
+    if row.error is not None:
+        raise row.error
+    return row.result
+
+
 def run(gpt, requests: Sequence[Request], progress: Callable[[int, int], None] | None = None) -> list[Result]:
     """All requests' results, in order. `progress(done, of)` is called after each step. The model is left as it was found."""
-    with evaluating(gpt):
-        if any(request.best_of > 1 for request in requests):
-            return best(gpt, requests, lambda some: run(gpt, some, progress))
-        tasks = [Task(gpt, request) for request in requests]  # every mistake is found before anything is computed
-        results = []
-        for start in range(0, len(tasks), BATCH):
-            results += run_batch(gpt, tasks[start : start + BATCH], progress, start, len(tasks))
-        return results
+    return Engine(gpt).run(requests, progress)
 
 
-def run_batch(gpt, tasks: list[Task], progress, done: int, of: int) -> list[Result]:
-    choices = [task.push_forced() for task in tasks]
-    rows = [row for task in tasks for row in task.rows]
-    cache = gpt.decoder.new_cache(len(rows), cache_length(rows, tasks))
-    h_RD = prefill(gpt, rows, cache)
-    while any(choice is not None for choice in choices):
-        draw_all(tasks, choices, h_RD)
-        choices = [task.push_forced() for task in tasks]
-        if progress is not None:
-            progress(done + sum(choice is None for choice in choices), of)
-        if all(choice is None for choice in choices):
-            break
-        h_RD = step(gpt, rows, cache)
-    return [task.result() for task in tasks]
 
-
-def cache_length(rows: Sequence[Row], tasks: Sequence[Task]) -> int:
-    """Columns that suffice: the longest prompt, every sampled slot, and every forced slot of every request, as they may not align."""
-    forced = sum(int((~task.script.open_N).sum()) for task in tasks)
-    return max(length(row.document) + len(row.pending) for row in rows) + max(len(task.script) for task in tasks) + forced
-
-
-def draw_all(tasks: Sequence[Task], choices: Sequence[Choice | None], h_RD: Tensor) -> None:
-    """Draws an id for each task that has a choice; tasks that choose among the same ids of a head are scored together."""
-    groups: dict[tuple, list[tuple[Task, Choice, Tensor]]] = {}
-    for task, choice, h in zip(tasks, choices, h_RD.split([len(task.rows) for task in tasks]), strict=True):
-        if choice is not None:
-            groups.setdefault((task.request.to, choice), []).append((task, choice, h))
-    for (_, choice), members in groups.items():
-        rows = Span(choice.spans[0].start, choice.spans[-1].stop)
-        logits_RV = members[0][0].head.logits(torch.cat([h for *_, h in members]), rows).float()
-        for (task, *_), logits in zip(members, logits_RV.split([len(h) for *_, h in members]), strict=True):
-            draw(task, choice, rows, logits)
-
-
-def draw(task: Task, choice: Choice, rows: Span, logits_RV: Tensor) -> None:
-    """Guides the scores of the ids `rows`, draws one that may come next."""
-    logits_V = logits_RV[0] if len(logits_RV) == 1 else guide(logits_RV[0], logits_RV[1], task.guidance)
-    if len(choice.spans) > 1:  # ids between the spans may not come next
-        allowed = torch.tensor([any(rows.start + i in span for span in choice.spans) for i in range(len(rows))], device=logits_V.device)
-        logits_V = logits_V.masked_fill(~allowed, -torch.inf)
-    before = set(task.ids) if task.sampling.repetition_penalty != 1 else ()
-    seen = torch.tensor([id - rows.start for id in before if id in rows], dtype=torch.long, device=logits_V.device)
-    index = choose(logits_V, task.sampling, task.generator, seen)
-    task.log_probability += float(logits_V.log_softmax(-1)[index])
-    task.push(rows.start + index)
-
-
-def prefill(gpt, rows: Sequence[Row], cache) -> Tensor:
-    """Reads all documents and the ids forced after them in one pass; the vector at the last position of each row."""
-    documents = [[*row.document, continued(row)] for row in rows]
-    stream = pack(documents, {}).to(gpt.device)
-    h_RTD = gpt(stream, cache)
-    last = torch.tensor([length(document) - 1 for document in documents], device=h_RTD.device)
-    return h_RTD[torch.arange(len(rows), device=h_RTD.device), last]
-
-
-def continued(row: Row) -> Written:
-    """The pending ids of a row as a written segment; they are pending no more."""
-    ids, places = np.asarray(row.pending, np.int64), places_of(row)
-    row.block += len(ids)
-    row.pending = []
-    none = np.zeros(len(ids), bool)
-    return Written(ids, none, none, places, 0)
-
-
-def places_of(row: Row) -> np.ndarray:
-    """Places of the pending ids, the last ones that the automaton has passed."""
-    stop = row.automaton.length
-    return row.automaton.script.place_N3[stop - len(row.pending) : stop]
-
-
-def step(gpt, rows: Sequence[Row], cache) -> Tensor:
-    """Reads every row's pending ids; the vector at each row's last one. Rows with fewer ids leave holes (document 0)."""
-    columns = max(1, max(len(row.pending) for row in rows))
-    ids, document, block = (torch.zeros(len(rows), columns, dtype=torch.long) for _ in range(3))
-    position = torch.zeros(len(rows), columns, 3, dtype=torch.long)
-    last = torch.zeros(len(rows), dtype=torch.long)
-    for r, row in enumerate(rows):
-        n = len(row.pending)
-        if n:
-            ids[r, :n], document[r, :n] = torch.tensor(row.pending), 1
-            position[r, :n] = torch.from_numpy(places_of(row) + row.base)
-            block[r, :n] = torch.arange(row.block, row.block + n)
-            last[r], row.block, row.pending = n - 1, row.block + n, []
-    h_RTD = gpt(Stream(ids, document, block, position).to(gpt.device), cache)
-    return h_RTD[torch.arange(len(rows), device=h_RTD.device), last.to(h_RTD.device)]

@@ -69,9 +69,7 @@ class Cache:
         """
         columns, starts_R = document_BT.shape[1], self.used_R.copy()
         count_R = (document_BT > 0).sum(1).cpu().numpy()
-        self.stop = int(starts_R.max(initial=0)) + columns
-        if self.stop > self.length:
-            raise InputError(f"{self.stop} positions in a cache of {self.length}: ask for a longer cache or a shorter result")
+        self.room(columns)
         even = bool((starts_R == starts_R[:1]).all())
         if even:
             self.here = slice(self.stop - columns, self.stop)
@@ -86,6 +84,12 @@ class Cache:
             return Reading(document_BT, block_BT, document_BT.expand(-1, self.stop), self.block_RS[:, : self.stop], backend, last=True)
         held_BS = torch.arange(self.stop, device=block_BT.device) < torch.from_numpy(self.used_R).to(block_BT.device)[:, None]
         return Reading(document_BT, block_BT, held_BS.long(), self.block_RS[:, : self.stop], backend)
+
+    def room(self, columns: int) -> None:
+        """Says how many columns a pass over so many new ones reads."""
+        self.stop = int(self.used_R.max(initial=0)) + columns
+        if self.stop > self.length:
+            raise InputError(f"{self.stop} positions in a cache of {self.length}: ask for a longer cache or a shorter result")
 
     def extend(self, layer: int, k: Float[Tensor, "B K T E"], v: Float[Tensor, "B K T E"]) -> tuple[Tensor, Tensor]:
         mine_k, mine_v = self.k[layer], self.v[layer]

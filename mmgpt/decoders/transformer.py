@@ -155,8 +155,16 @@ class Decoder(nn.Module):
     def forward(
         self, x_BTD: Float[Tensor, "B T D"], position_BT3: Int[Tensor, "B T 3"], reading: Attends, cache: Remembers | None = None
     ) -> Float[Tensor, "B T D"]:
-        cache, c = cache or NoCache(), self.config
-        cos, sin = rotation(position_BT3, c.head_width, c.rope_theta, c.position_axes, c.rope_frequencies, c.rope_gain)
+        return self.turned(x_BTD, *self.rotation(position_BT3), reading, cache or NoCache())
+
+    def rotation(self, position_BT3: Int[Tensor, "B T 3"]) -> tuple[Float[Tensor, "B 1 T E"], Float[Tensor, "B 1 T E"]]:
+        """Cosine and sine of the angles by which queries and keys at these positions are turned."""
+        c = self.config
+        return rotation(position_BT3, c.head_width, c.rope_theta, c.position_axes, c.rope_frequencies, c.rope_gain)
+
+    def turned(self, x_BTD: Float[Tensor, "B T D"], cos, sin, reading: Attends, cache: Remembers) -> Float[Tensor, "B T D"]:
+        """All blocks, with rotations that are known."""
+        c = self.config
         near = replace(reading, window=c.window) if c.window else reading
         for layer, block in enumerate(self.blocks):
             x_BTD = block(x_BTD, cos, sin, near if not c.windowed or layer in c.windowed else reading, cache)

@@ -8,19 +8,20 @@ leaves at once, and one that waits takes its place.
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from math import isnan
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mmgpt.decoders.cache import Cache
-from mmgpt.errors import MmgptError
+from mmgpt.errors import InputError, MmgptError
 from mmgpt.generate.best import best
 from mmgpt.generate.compiled import Step
 from mmgpt.generate.prefix import Prefixes, cut, key_of, leaders, rest
 from mmgpt.generate.request import Event, Request, Result
-from mmgpt.generate.row import Branch, Row, refuse
-from mmgpt.generate.sampling import choose, damaged, penalised
+from mmgpt.generate.row import Branch, Row
+from mmgpt.generate.sampling import Sampling, choose, penalised
 from mmgpt.layout import Choice
 from mmgpt.model import evaluating
 from mmgpt.pack import Document, lay, length
@@ -212,53 +213,54 @@ class Engine:
         return h_RTD[torch.arange(len(counts), device=h_RTD.device), torch.tensor(counts, device=h_RTD.device) - 1]
 
     def draw(self, rows: Sequence[Row], h_ND: Tensor) -> None:
-        """Draws an id for each row. Those that choose among the same ids of a head are scored together, those that draw alike are drawn together."""
-        groups: dict[tuple, list[tuple[Row, Tensor]]] = {}
-        for row, h in zip(rows, h_ND.split([len(row.branches) for row in rows]), strict=True):
-            mixed = not row.guidance[row.name].off
-            groups.setdefault((row.name, row.choice), []).append((row, h if mixed else h[:1]))
-        for (name, choice), members in groups.items():
-            logits_NV = self.scores(name, choice, torch.cat([h for _, h in members]))
-            by_sampling: dict = {}
-            for (row, _), logits_GV in zip(members, logits_NV.split([len(h) for _, h in members]), strict=True):
-                by_sampling.setdefault(row.sampling, []).append((row, self.guided(row, choice, logits_GV)))
-            for sampling, some in by_sampling.items():
-                pick(choice, sampling, [row for row, _ in some], torch.stack([logits_V for _, logits_V in some]))
+        """Draws an id for each row. Those that choose among the same ids of a head in the same way are scored and drawn together."""
+        groups: dict[tuple, list[Row]] = {}
+        for row in rows:
+            groups.setdefault((row.name, row.choice, row.sampling, row.guidance[row.name], len(row.branches)), []).append(row)
+        places, at = {}, 0
+        for row in rows:
+            places[id(row)], at = at, at + len(row.branches)
+        for (name, choice, sampling, guidance, branches), some in groups.items():
+            used = 1 if guidance.off else branches  # of a row that is guided in another segment only the first counts
+            index = [places[id(row)] + n for row in some for n in range(used)]
+            logits_NV = self.scores(name, choice, h_ND if index == [*range(len(h_ND))] else h_ND[index])
+            logits_RV = guidance.mix(logits_NV.unflatten(0, (len(some), used)), [len(row.ids) / len(row.automaton.script) for row in some])
+            if sampling.looks_back or sampling.bias:
+                logits_RV = torch.stack([changed(row, choice, logits_V) for row, logits_V in zip(some, logits_RV, strict=True)])
+            pick(choice, sampling, some, logits_RV)
 
     def scores(self, name: str, choice: Choice, h_ND: Tensor) -> Tensor:
-        """The scores of the ids of a choice, span after span, by the head that they belong to."""
-        heads = [next((head for head in self.gpt.heads.values() if span.start in head.ids), self.gpt.heads[name]) for span in choice.spans]
-        heads = [self.gpt.heads[name] if span.start in self.gpt.heads[name].ids else head for span, head in zip(choice.spans, heads, strict=True)]
-        found = [head.logits(h_ND, span) for span, head in zip(choice.spans, heads, strict=True)]
+        """The scores of the ids of a choice, span after span, by the head that they belong to, else by that of the segment."""
+        found = []
+        for span in choice.spans:
+            owners = [head for head in (self.gpt.heads[name], *self.gpt.heads.values()) if span.start in head.ids]
+            found.append((owners or [self.gpt.heads[name]])[0].logits(h_ND, span))
         return (found[0] if len(found) == 1 else torch.cat(found, -1)).float()
 
-    def guided(self, row: Row, choice: Choice, logits_GV: Tensor) -> Tensor:
-        logits_V = row.guidance[row.name].mix(logits_GV, len(row.ids) / max(1, len(row.automaton.script)))
-        if row.sampling.looks_back and row.ids:
-            seen = [index for id in row.ids if (index := index_of(choice, id)) is not None]
-            logits_V = penalised(logits_V, row.sampling, torch.tensor(seen, dtype=torch.long, device=logits_V.device))
-        for code, amount in row.sampling.bias:
-            if (index := index_of(choice, row.head.ids.start + code)) is not None:
-                logits_V = logits_V.index_add(0, torch.tensor([index], device=logits_V.device), logits_V.new_tensor([amount]))
-        return logits_V
+
+def changed(row: Row, choice: Choice, logits_V: Tensor) -> Tensor:
+    """Scores after penalties for what the row wrote in this segment, and biases."""
+    if row.sampling.looks_back and row.ids:
+        seen = [index for id in row.ids if (index := index_of(choice, id)) is not None]
+        logits_V = penalised(logits_V, row.sampling, torch.tensor(seen, dtype=torch.long, device=logits_V.device))
+    for code, amount in row.sampling.bias:
+        if (index := index_of(choice, row.head.ids.start + code)) is not None:
+            logits_V = logits_V.index_add(0, torch.tensor([index], device=logits_V.device), logits_V.new_tensor([amount]))
+    return logits_V
 
 
-def pick(choice: Choice, sampling, rows: Sequence[Row], logits_RV: Tensor) -> None:
-    """Draws an id for each of the rows; a row whose scores are damaged ends with an error."""
-    for row, why in zip(rows, damaged(logits_RV), strict=True):
-        if why:
-            refuse(row, why)
-    good = [n for n, row in enumerate(rows) if row.error is None]
-    if len(good) < len(rows):
-        rows, logits_RV = [rows[n] for n in good], logits_RV[good]
-    if not rows:
-        return
+def pick(choice: Choice, sampling: Sampling, rows: Sequence[Row], logits_RV: Tensor) -> None:
+    """Draws an id for each of the rows; a row whose scores are damaged, or whose result has no value, ends with an error."""
     index_R = choose(logits_RV, sampling, [row.generator for row in rows]).to(logits_RV.device)
-    log_probability_R = logits_RV.gather(-1, index_R[:, None])[:, 0] - logits_RV.logsumexp(-1)
-    for row, index, log_probability in zip(rows, index_R.tolist(), log_probability_R.tolist(), strict=True):
+    found = logits_RV.log_softmax(-1).gather(-1, index_R[:, None])[:, 0].tolist()
+    for n, (row, index, log_probability) in enumerate(zip(rows, index_R.tolist(), found, strict=True)):
+        if isnan(log_probability):  # as it is if one score is NaN or infinite, or none is finite
+            bad = int((torch.isnan(logits_RV[n]) | (logits_RV[n] == torch.inf)).sum())
+            row.error = InputError(f"{bad} of {logits_RV.shape[1]} logits are NaN or infinite, or none is finite: the weights are damaged")
+            continue
         try:
             row.push(id_at(choice, index), log_probability)
-        except MmgptError as error:  # what was written has no value: this row's alone
+        except MmgptError as error:
             row.error = error
 
 
@@ -296,6 +298,3 @@ def result_of(row: Row) -> Result:
 def run(gpt, requests: Sequence[Request], progress: Callable[[int, int], None] | None = None) -> list[Result]:
     """All requests' results, in order. `progress(done, of)` is called after each step. The model is left as it was found."""
     return Engine(gpt).run(requests, progress)
-
-
-

@@ -54,18 +54,21 @@ class Guidance:
             raise GuidanceError(f"picture={self.picture} was asked for, but the request has nothing but words to leave out: pass picture=None")
         return [bare, rest or [Part("")]]
 
-    def mix(self, logits_GV: Float[Tensor, "G V"], done: float) -> Float[Tensor, "V"]:
-        """The scores of a row's branches as one; `done` is the share of the segment that is written."""
-        if len(logits_GV) == 1 or not self.interval[0] <= done < self.interval[1]:
-            return logits_GV[0]
-        guided = guide(logits_GV[0], logits_GV[1], self.scale)
+    def mix(self, logits_RGV: Float[Tensor, "R G V"], done_R: Sequence[float]) -> Float[Tensor, "R V"]:
+        """The scores of each row's branches as one; `done_R` are the shares of their segments that are written."""
+        conditional = logits_RGV[:, 0]
+        if logits_RGV.shape[1] == 1:
+            return conditional
+        guided = guide(conditional, logits_RGV[:, 1], self.scale)
         if self.picture is not None:
-            guided = guided - logits_GV[1] + guide(logits_GV[1], logits_GV[2], self.picture)
-        if not self.rescale:
+            guided = guided - logits_RGV[:, 1] + guide(logits_RGV[:, 1], logits_RGV[:, 2], self.picture)
+        if self.rescale:
+            spread = conditional.std(-1, keepdim=True) / guided.std(-1, keepdim=True).clamp_min(1e-9)
+            guided = guided * (self.rescale * spread + 1 - self.rescale)
+        if self.interval == (0.0, 1.0):
             return guided
-        finite = torch.isfinite(logits_GV[0]) & torch.isfinite(guided)
-        spread = logits_GV[0][finite].std() / guided[finite].std().clamp_min(1e-9)
-        return guided * (self.rescale * spread + 1 - self.rescale)
+        inside = torch.tensor([self.interval[0] <= done < self.interval[1] for done in done_R], device=guided.device)
+        return torch.where(inside[:, None], guided, conditional)
 
 
 def guide(conditional: Float[Tensor, "*R V"], unconditional: Float[Tensor, "*R V"], scale: float) -> Float[Tensor, "*R V"]:

@@ -257,10 +257,3 @@ def count(gpt, document: Document) -> dict[str, int]:
         name = written.encoder or written.head or "control"
         found[name] = found.get(name, 0) + len(written)
     return found
-
-
-def refuse(row: Row, why: str) -> None:
-    """The row ends here; what it wrote is gone, and nobody else is moved."""
-    row.error, row.choice = InputError(why), None
-
-

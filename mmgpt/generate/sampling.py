@@ -54,18 +54,6 @@ class Sampling:
 GREEDY = Sampling(temperature=0.0)
 
 
-def damaged(logits_RV: Float[Tensor, "R V"]) -> list[str]:
-    """What is wrong with each row of logits; "" where nothing is. One that is NaN or +inf, or none that is finite, cannot be drawn from."""
-    if bool(torch.isfinite(logits_RV.amax(-1)).all()):
-        return [""] * len(logits_RV)
-    found = []
-    for logits_V in logits_RV:
-        bad = int((torch.isnan(logits_V) | (logits_V == torch.inf)).sum())
-        none = bad or not bool(torch.isfinite(logits_V).any())
-        found.append(f"{bad} of {len(logits_V)} logits are NaN or infinite, or none is finite: the weights are damaged" if none else "")
-    return found
-
-
 def choose(logits_RV: Float[Tensor, "R V"], sampling: Sampling, generators: Sequence[torch.Generator]) -> Int[Tensor, "R"]:
     """The index of the id that comes next in each row; each row has random numbers of its own."""
     if sampling.temperature == 0:

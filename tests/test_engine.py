@@ -1,0 +1,393 @@
+"""Rows that come and go: alone or in any batch, in one segment or several, streamed or whole, read from the beginning or from what was kept."""
+
+import random
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_generate import recorded
+from tiny import gap, picture, tiny_gpt
+
+from mmgpt.errors import GuidanceError, InputError
+from mmgpt.generate.engine import Engine, run
+from mmgpt.generate.guidance import Guidance
+from mmgpt.generate.prefix import Prefixes, cut, key_of, leaders, rest, shared
+from mmgpt.generate.request import Begun, Delta, Done, Ended, Preview, Request
+from mmgpt.generate.sampling import GREEDY, Sampling, choose
+from mmgpt.pack import lay, pack
+from mmgpt.types import Part
+
+WARM = Sampling(temperature=1.0, top_p=0.95)
+GPT = tiny_gpt()
+
+
+def pool() -> list[Request]:
+    """Requests of all kinds: words, pictures, both, guided in three ways, with prompts of all lengths."""
+    return [
+        Request([picture(1), "caption:"], "text", WARM, grid=(1, 1, 9), seed=1),
+        Request(["a red apple"], "image", WARM, guidance=3.0, seed=2),
+        Request([Part("")], "image", grid=(1, 1, 3), seed=3),
+        Request(["a very long prompt, longer than all of the others, with many words"], "image", guidance=1.0, seed=4),
+        Request([picture(2), "and", picture(3), "what is it?"], "text", GREEDY, grid=(1, 1, 6), seed=5),
+        Request([picture(2), "name"], "text", WARM, guidance=2.0, grid=(1, 1, 7), seed=6),
+        Request(["edit", picture(4), "to be green"], "image", WARM, guidance=Guidance(2.0, picture=1.5), seed=7),
+        Request([Part("")], "text", Sampling(0.7, repetition_penalty=1.5), grid=(1, 1, 1), seed=8),
+        Request(["a cat"], ("text", "image", "text"), WARM, grid=((1, 1, 3), None, (1, 1, 4)), seed=9),
+        Request(["a cat"], ("image", "image"), WARM, guidance=Guidance(2.0, negative="a dog", interval=(0.2, 0.7)), seed=10),
+        Request([picture(2), "and", picture(3), "what else?"], "text", WARM, grid=(1, 1, 12), seed=11),
+        Request(["say something"], "text", Sampling(1.0, presence_penalty=1.0, bias=((5, 2.0),)), grid=(1, 1, 20), seed=12),
+    ]
+
+
+@pytest.mark.parametrize("mixes", [20, pytest.param(500, marks=pytest.mark.long)])
+def test_alone_is_in_any_batch(mixes):
+    """Whoever is beside it, whenever it joins, and whether somebody else has read its prompt: the same ids of the same probability."""
+    draw, alone = random.Random(0), [run(GPT, [request])[0] for request in pool()]
+    for _ in range(mixes):
+        chosen = [draw.randrange(len(alone)) for _ in range(draw.randint(2, 9))]
+        engine = Engine(GPT, batch=draw.randint(1, 6), keep=draw.choice([0, 300]))
+        results = engine.run([pool()[n] for n in chosen])
+        assert [result.ids for result in results] == [alone[n].ids for n in chosen]
+        assert max(abs(result.log_probability - alone[n].log_probability) for result, n in zip(results, chosen, strict=True)) < 1e-3
+        assert not engine.rows and not engine.branches and not engine.waiting and not engine.cache.used_R.any()
+
+
+@torch.no_grad()
+def vectors(documents) -> list[torch.Tensor]:
+    """The vectors of whole documents, each in a pass of its own, without a cache."""
+    return [GPT(pack([document], {}))[0] for document in documents]
+
+
+@contextmanager
+def passes(monkeypatch):
+    """The number of positions of every pass, and of every call of the encoder of pictures."""
+    read, seen = [], []
+    plain, encode = type(GPT).forward, GPT.encoders["image"].forward
+
+    def counting(self, stream, cache=None, backend="sdpa"):
+        read.append(int((stream.document_BT > 0).sum()))
+        return plain(self, stream, cache, backend)
+
+    def looking(prepared):
+        seen.append(len(prepared.grids))
+        return encode(prepared)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(GPT), "forward", counting)
+        patch.setattr(GPT.encoders["image"], "forward", looking)
+        yield read, seen
+
+
+# --- several segments in a row --------------------------------------------------------------------------------------------------------
+
+
+def test_words_and_pictures_in_one_row(monkeypatch):
+    """Every segment is what a request for it alone writes, given what stands before it; nothing is read twice."""
+    request = Request(["a cat"], ("text", "image", "text"), GREEDY, guidance=1.0, grid=((1, 1, 5), None, (1, 1, 6)))
+    with passes(monkeypatch) as (read, _):
+        result = run(GPT, [request])[0]
+    prompt = sum(map(len, GPT.write([Part("a cat")])))
+    assert sum(read) == prompt + len(result.ids) - 2 and len(result.parts) == 3  # but the last id that was chosen, and the end behind it
+    given = [Part("a cat")]
+    for part, (to, grid), value in zip(result.parts, request.wanted, result.value, strict=True):
+        alone = run(GPT, [Request(given, to, GREEDY, guidance=1.0, grid=grid)])[0]
+        assert np.array_equal(alone.codes, part.codes) and part.value == value == alone.value
+        given.append(part)
+    assert isinstance(result.value[1], Image.Image) and sum(result.usage.written.values()) == len(result.ids)
+    assert sum(map(len, GPT.write(given))) == prompt + len(result.ids)
+
+
+def test_the_model_says_when_a_picture_begins():
+    """It writes words, and a picture where it begins one; then words again, until it ends."""
+    gpt = tiny_gpt()
+    begin = gpt.ports["image"].writes.begin
+    with torch.no_grad():
+        gpt.table.weight[begin] *= 2.5
+    found = [run(gpt, [Request(["a cat"], "any", WARM, seed=seed)])[0] for seed in range(12)]
+    kinds = ["".join("t" if isinstance(value, str) else "p" for value in result.value) for result in found]
+    assert any("p" in kind for kind in kinds) and any("p" not in kind for kind in kinds) and "pt" in "".join(kinds)
+    for result in found:
+        assert [part.codes.shape for part in result.parts if not isinstance(part.value, str)] == [(1, 2, 4)] * result.ids.count(begin)
+        assert sum(result.usage.written.values()) == len(result.ids)
+    seen = next(result for result, kind in zip(found, kinds, strict=True) if "p" in kind)
+    streamed = [event.part.value for event in Engine(gpt).stream(Request(["a cat"], "any", WARM, seed=found.index(seen))) if isinstance(event, Ended)]
+    assert [value for value in streamed if isinstance(value, str)] == [value for value in seen.value if isinstance(value, str)]
+
+
+def test_several_segments_of_the_wrong_kind():
+    for wrong, message in [
+        ({"to": ("text", "smell")}, "to='smell': this model writes text, image"),
+        ({"to": ("text", "image"), "grid": ((1, 1, 2),)}, "1 sizes for 2 segments"),
+        ({"to": ("text",) * 9, "grid": ((1, 1, 30),) * 9}, "positions to read and write, this model holds 256"),
+        ({"to": "image", "stop": ("end",)}, "image holds no words that could stop it"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            run(GPT, [Request(["a cat"], **wrong)])
+
+
+# --- stop rules -----------------------------------------------------------------------------------------------------------------------
+
+
+def test_words_that_stop_a_text():
+    whole = GPT.generate(["a cat"], sampling=GREEDY, grid=(1, 1, 30))
+    words = whole[len(whole) // 2 : len(whole) // 2 + 3]
+    request = Request(["a cat"], sampling=GREEDY, grid=(1, 1, 30), stop=("never said", words))
+    stopped = run(GPT, [request])[0]
+    assert stopped.value == whole[: whole.find(words)] and len(stopped.ids) < 30 and words in GPT.ports["text"].codec.decode(stopped.codes)
+    assert "".join(event.text for event in Engine(GPT).stream(request) if isinstance(event, Delta)) == stopped.value
+    assert run(GPT, [replace(request, stop=("never said",))])[0].value == whole
+
+
+# --- what is told on the way ----------------------------------------------------------------------------------------------------------
+
+
+def test_streamed_is_whole():
+    for request in pool():
+        result, events = run(GPT, [request])[0], list(Engine(GPT).stream(request))
+        assert isinstance(events[0], Begun) and isinstance(events[-1], Done) and events[-1].result.ids == result.ids
+        ended = [event.part for event in events if isinstance(event, Ended)]
+        assert len(ended) == len(request.wanted) == sum(isinstance(event, Begun) for event in events)
+        text = "".join(event.text for event in events if isinstance(event, Delta))
+        assert text == "".join(part.value for part in ended if isinstance(part.value, str))
+        for event in events:
+            if isinstance(event, Preview):
+                assert event.value.size == (16, 8) and (event.rows, event.of) == (1, 2)
+        assert any(isinstance(event, Preview) for event in events) == any((1, 2, 4) == getattr(part.codes, "shape", 0) for part in ended)
+
+
+def test_the_first_event_comes_at_once_and_the_next_within_two_steps():
+    engine, steps = Engine(GPT), []
+    plain = engine.step
+    engine.step = lambda: steps.append(1) or plain()
+    told = []
+    letter = int(GPT.ports["text"].codec.encode("a")[0])
+    for event in engine.stream(Request(["a cat"], "text", Sampling(0.0, bias=((letter, 1000.0),)), grid=(1, 1, 8))):
+        told.append((len(steps), type(event)))
+    assert told[0] == (0, Begun) and next(n for n, kind in told if kind is Delta) <= 2
+
+
+def test_whoever_stops_listening_frees_the_row_and_nobody_is_moved():
+    engine, others = Engine(GPT), [pool()[n] for n in (0, 3, 5)]
+    wanted = [run(GPT, [request])[0].ids for request in others]
+    rows = [engine.submit(request) for request in others]
+    stream = engine.stream(pool()[8])
+    next(stream), next(stream)
+    assert len(engine.rows) == 4
+    stream.close()
+    assert len(engine.rows) == 3 and len(engine.branches) == 4
+    while engine.step():
+        pass
+    assert [row.result.ids for row in rows] == wanted
+    waiting = Engine(GPT, batch=1)
+    first, second = waiting.submit(pool()[0]), waiting.submit(pool()[1])
+    waiting.step()
+    waiting.cancel(second)
+    assert list(waiting.waiting) == [] and waiting.rows == [first]
+
+
+# --- damage -------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_scores_that_are_no_numbers_end_their_row_alone(monkeypatch):
+    """Those beside it go on, bit for bit as without it, also in the place that it held."""
+    gpt = tiny_gpt()
+    encode, poison = gpt.encoders["image"].forward, gpt.encoders["image"].prepare(picture(99)).values_NF
+
+    def sick(prepared):
+        out = encode(prepared)
+        bad = (prepared.values_NF[: len(poison)] - poison).abs().max() == 0 if len(prepared.grids) == 1 else False
+        return out * float("nan") if bad else out
+
+    gpt.encoders["image"].forward = sick
+    good = [request for request in pool() if all(not isinstance(part, Image.Image) for part in request.parts)]
+    wanted = [run(gpt, [request])[0].ids for request in good]
+    engine = Engine(gpt, batch=4)
+    rows = [engine.submit(request) for request in [good[0], Request([picture(99), "caption:"], "text"), *good[1:]]]
+    while engine.step():
+        pass
+    assert "the weights are damaged" in str(rows[1].error) and rows[1].result is None
+    assert [row.result.ids for n, row in enumerate(rows) if n != 1] == wanted
+    with pytest.raises(InputError, match="the weights are damaged"):
+        list(engine.stream(Request([picture(99), "caption:"], "text")))
+
+
+def test_a_result_without_a_value_is_one_rows_error(monkeypatch):
+    gpt = tiny_gpt()
+
+    def refusing(codes):
+        raise InputError("no picture today")
+
+    monkeypatch.setattr(gpt.ports["image"].codec, "decode", refusing)
+    engine = Engine(gpt)
+    rows = [engine.submit(Request(["a cat"], to, grid=grid)) for to, grid in (("text", (1, 1, 20)), ("image", None))]
+    while engine.step():
+        pass
+    assert rows[0].error is None and len(rows[0].result.ids) > 10 and str(rows[1].error) == "no picture today"
+    with pytest.raises(InputError, match="no picture today"):
+        engine.run([Request(["a cat"], "image")])
+
+
+# --- what was read already ------------------------------------------------------------------------------------------------------------
+
+
+def test_one_picture_and_twenty_questions(monkeypatch):
+    """The picture and the words before the questions are read once; the answers are those of each question alone."""
+    start = [picture(5), "this is a long beginning that all of the questions have in common"]
+    requests = [Request([*start, f"question number {n}"], sampling=GREEDY, grid=(1, 1, 4)) for n in range(20)]
+    alone = [run(GPT, [request])[0].ids for request in requests]
+    with passes(monkeypatch) as (read, seen):
+        found = run(GPT, requests)
+    assert [result.ids for result in found] == alone and seen == [1]
+    common = sum(map(len, GPT.write([Part(part) for part in start])))
+    assert sum(read[:2]) < common + 20 * (len(GPT.write([Part("question number 11")])[1]) + 2)
+
+
+def test_a_conversation_reads_only_what_is_new(monkeypatch):
+    """What was given, and what was written, stays: words, a picture that was drawn, and one that was shown."""
+    engine, parts = Engine(GPT, keep=1000), [Part(picture(6))]
+    for turn, (words, to) in enumerate([("draw it for me, please", "image"), ("what is on it, in your words?", "text"), ("again", "image")]):
+        parts = [*parts, Part(words)]
+        request = Request(parts, to, WARM, guidance=1.0, seed=turn, grid=(1, 1, 6) if to == "text" else None)
+        fresh = run(GPT, [request])[0]
+        with passes(monkeypatch) as (read, seen):
+            found = engine.run([request])[0]
+        assert found.ids == fresh.ids and abs(found.log_probability - fresh.log_probability) < 1e-4
+        assert seen == ([1] if turn == 0 else [])
+        if turn:  # the last ids of the answer before, the new words, and the answer
+            assert sum(read) <= 2 + len(GPT.write([Part(words)])[1]) + 1 + len(found.ids)
+        parts += found.parts
+    assert sum(len(key) for key, _ in engine.prefixes.held.values()) <= 1000
+
+
+def test_what_documents_share():
+    def key(*parts):
+        return key_of(GPT.write([part if isinstance(part, Part) else Part(part) for part in parts]))
+
+    a, b = key(picture(1), "a cat"), key(picture(1), "a dog")
+    n = len(key(picture(1)))
+    assert n < shared(a, b) < len(a) and shared(a, a) == len(a) and shared(key("a cat"), key("a dog")) < 4
+    assert shared(a, key(picture(2), "a cat")) == 2  # the document's begin and the picture's: no part of the picture
+    assert shared(key("a", picture(1)), key("b", picture(1))) == 1
+    assert [cut(a, m) for m in range(n)] == [0, 1, 2, *[2] * (n - 4), n - 1]
+    assert leaders([a, b, key("x"), a]) == [(-1, 0), (-1, 0), (-1, 0), (-1, 0)]  # too little to be worth it
+    long = "many words that are the same in both, and then some more of them"
+    c, d = key(long, "one"), key(long, "two")
+    assert leaders([a, c, d, c]) == [(-1, 0), (-1, 0), (1, shared(c, d)), (1, len(c))]
+
+
+@torch.no_grad()
+def test_the_rest_of_a_document_is_read_as_in_the_whole():
+    document = GPT.write([Part(picture(1)), Part("some words"), Part(picture(2), True, np.zeros((2, 4), int)), Part("more")])
+    whole = vectors([document])[0]
+    for n in [1, 2, 7, 9, 12, 20, len(whole) - 1]:
+        n = cut(key_of(document), n)
+        left, base, block = rest(document, n)
+        cache = GPT.decoder.new_cache(1, len(whole))
+        head = pack([document], {})
+        assert sum(map(len, left)) == len(whole) - n
+        first = head if n == len(whole) else lay([[document]], {}, len(whole))
+        GPT(first, cache)
+        cache.used_R[:] = n
+        assert gap(GPT(lay([[left]], {}, len(whole) - n, [(base, block)]), cache)[0], whole[n:]) < 1e-5
+
+
+def test_only_so_much_is_kept():
+    held, kept = GPT.decoder.new_cache(1, 40), Prefixes(50)
+    keys = [np.full((30, 5), n) for n in range(3)]
+    for key in keys:
+        kept.put(key, held.held(0, 30))
+    assert len(kept.held) == 1 and kept.find(keys[2])[0] == 30 and kept.find(keys[0]) == (0, None)
+    longer = np.concatenate([keys[2], keys[0][:5]])
+    kept.put(longer, held.held(0, 35))
+    assert len(kept.held) == 1 and kept.find(keys[2])[0] == 30
+    kept.put(np.zeros((51, 5), int), held.held(0, 40))
+    assert len(kept.held) == 1
+
+
+# --- guidance and sampling ------------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_guidance_away_from_words_and_from_pictures(monkeypatch):
+    """The first scores of each form, from whole passes: u + picture (w - u) + scale (c - w)."""
+    parts = [Part(picture(1)), Part("make it red")]
+    first = first_codes()
+
+    def scores(sample):
+        written = GPT.ports["image"].writes.script((1, 2, 4))
+        forced = replace(written.write(np.full(8, first.start)), ids_N=written.first_N)
+        h = GPT(pack([[*GPT.write(sample), forced]], {}))[0]
+        return GPT.heads["image"].logits(h[len(h) - len(forced)][None])[0]
+
+    c, w, u = scores(parts), scores([parts[0], Part("")]), scores([Part("")])
+    n = scores([parts[0], Part("a blue dog")])
+    for seed, (guidance, wanted) in enumerate([
+        (Guidance(3.0), w + 3 * (c - w)),
+        (Guidance(3.0, negative="a blue dog"), n + 3 * (c - n)),
+        (Guidance(3.0, picture=2.0), u + 2 * (w - u) + 3 * (c - w)),
+        (Guidance(3.0, interval=(0.5, 1.0)), c),
+        (Guidance(3.0, rescale=1.0), (w + 3 * (c - w)) * c.std() / (w + 3 * (c - w)).std()),
+    ]):  # fmt: skip
+        with recorded(monkeypatch) as found:
+            run(GPT, [Request(parts, "image", GREEDY, guidance, seed)])
+        assert gap(found[seed][0], wanted) < 1e-4, guidance
+    with recorded(monkeypatch) as found:  # the second half is guided
+        run(GPT, [Request(parts, "image", GREEDY, Guidance(3.0, interval=(0.5, 1.0)), 1), Request(parts, "image", GREEDY, 1.0, 2)])
+    same = [gap(a, b) < 1e-4 for a, b in zip(found[1], found[2], strict=True)]
+    assert same[:3] == [True] * 3 and not all(same)
+
+
+def first_codes():
+    return GPT.ports["image"].writes.ids
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"scale": 101.0}, "guidance=101.0: use 0 to 100"),
+        ({"scale": 2.0, "picture": -1.0}, "guidance of pictures=-1.0"),
+        ({"scale": 2.0, "rescale": 2.0}, "rescale=2.0: use 0 to 1"),
+        ({"scale": 2.0, "interval": (0.5, 0.5)}, "interval"),
+    ],
+)
+def test_guidance_settings_out_of_range(wrong, message):
+    with pytest.raises(GuidanceError, match=message):
+        Guidance(**wrong)
+
+
+def test_guidance_by_pictures_where_there_are_none():
+    with pytest.raises(GuidanceError, match="nothing but words"):
+        run(GPT, [Request(["a cat"], "image", guidance=Guidance(2.0, picture=2.0))])
+
+
+def test_biases():
+    forced = run(GPT, [Request(["a cat"], "image", Sampling(1.0, bias=((7, 500.0),)))])[0]
+    assert set(forced.codes.flatten().tolist()) == {7}
+    barred = run(GPT, [Request(["a cat"], "image", Sampling(1.0, bias=tuple((n, -1000.0) for n in range(15))), guidance=1.0)])[0]
+    assert set(barred.codes.flatten().tolist()) == {15}
+    for wrong in (((1, 2000.0),), ((-1, 1.0),)):
+        with pytest.raises(InputError, match="bias="):
+            Sampling(bias=wrong)
+
+
+def test_rows_draw_their_own_numbers():
+    """A row's noise is that of its own generator, whatever stands beside it."""
+    logits, generators = torch.randn(4, 50), [torch.Generator().manual_seed(n) for n in range(4)]
+    together = choose(logits, WARM, generators)
+    alone = [choose(logits[n : n + 1], WARM, [torch.Generator().manual_seed(n)])[0] for n in range(4)]
+    assert together.tolist() == [int(index) for index in alone]
+
+
+# --- compiled -------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.long
+def test_compiled_is_eager():
+    engine, plain = Engine(GPT, compile=True), Engine(GPT)
+    for some in ([0], [1], [3], [0, 1, 2, 3], [4, 5, 6, 7, 8], list(range(12))):
+        requests = [pool()[n] for n in some]
+        for one, other in zip(engine.run(requests), plain.run(requests), strict=True):
+            assert one.ids == other.ids and abs(one.log_probability - other.log_probability) < 1e-3

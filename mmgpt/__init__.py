@@ -16,10 +16,14 @@ _WHERE = {
     "Part": "mmgpt.types",
     "Request": "mmgpt.generate.request",
     "Sampling": "mmgpt.generate.sampling",
+    "Guidance": "mmgpt.generate.guidance",
+    "Engine": "mmgpt.generate.engine",
+    "Conversation": "mmgpt.chat",
     "open_picture": "mmgpt.data.pictures",
     "save_picture": "mmgpt.data.pictures",
     "MmgptError": "mmgpt.errors",
     "InputError": "mmgpt.errors",
+    "LengthError": "mmgpt.errors",
     "CheckpointError": "mmgpt.errors",
     "DataError": "mmgpt.errors",
     "GuidanceError": "mmgpt.errors",
@@ -28,8 +32,11 @@ _WHERE = {
 __all__ = [*_WHERE]
 
 if TYPE_CHECKING:
+    from mmgpt.chat import Conversation
     from mmgpt.data.pictures import open_picture, save_picture
-    from mmgpt.errors import CheckpointError, DataError, GuidanceError, InputError, MmgptError, TrainingError
+    from mmgpt.errors import CheckpointError, DataError, GuidanceError, InputError, LengthError, MmgptError, TrainingError
+    from mmgpt.generate.engine import Engine
+    from mmgpt.generate.guidance import Guidance
     from mmgpt.generate.request import Request
     from mmgpt.generate.sampling import Sampling
     from mmgpt.hub import load, save

@@ -64,7 +64,7 @@ def parser() -> Parser:
     top = Parser("mmgpt", description=mmgpt.__doc__, example='mmgpt draw "a rocket, fluent-3d style" -o rocket.png')
     top.add_argument("--version", action="version", version=f"mmgpt {mmgpt.__version__}")
     commands = top.add_subparsers(metavar="COMMAND", required=True)
-    for add in (add_caption, add_draw, add_demo, add_info, add_train, add_eval):
+    for add in (add_caption, add_draw, add_chat, add_demo, add_info, add_train, add_eval):
         add(commands)
     cli_data.add_data(commands)
     return top
@@ -138,18 +138,18 @@ def add_draw(commands) -> None:
 
 
 def draw(options: argparse.Namespace) -> None:
-    from mmgpt.generate.engine import Request, run
-
     if not " ".join(options.words).strip():
         raise InputError("0 words to draw: say what the picture shows")
     paths = outputs(Path(options.out), options.count)
     gpt, words = load(options), " ".join(options.words)
     settings = {"guidance": options.guidance, "best_of": options.best_of}
-    requests = [Request([words], "image", seed=options.seed + n, **settings) for n in range(options.count)]
+    requests = [mmgpt.Request([words], "image", seed=options.seed + n, **settings) for n in range(options.count)]
     with bar(f"drawing {words[:40]!r}", options.count * options.best_of) as done:
-        results = run(gpt, requests, lambda finished, of: done(finished))
-    for path, result in zip(paths, results, strict=True):
-        print(mmgpt.save_picture(result.value, path))
+        mmgpt.Engine(gpt).run(
+            requests,
+            lambda finished, of: done(finished),
+            lambda n, result: print(mmgpt.save_picture(result.value, paths[n]), flush=True),  # at once: Ctrl-C leaves what is done
+        )
 
 
 def outputs(path: Path, count: int) -> list[Path]:
@@ -161,6 +161,42 @@ def outputs(path: Path, count: int) -> list[Path]:
     if not path.parent.is_dir() or path.is_dir():
         raise InputError(f"-o {path}: {'this is a folder, give a file' if path.is_dir() else f'there is no folder {path.parent}, make it first'}")
     return [path] if count == 1 else [path.with_stem(f"{path.stem}-{n}") for n in range(1, count + 1)]
+
+
+# --- chat -----------------------------------------------------------------------------------------------------------------------------
+
+
+def add_chat(commands) -> None:
+    added = command(commands, "chat", chat, "A conversation; names of files are pictures, /draw WORDS draws.", example="mmgpt chat emoji")
+    added.add_argument("-o", "--out", default=".", metavar="FOLDER", help="where drawn pictures go; this folder if left out")
+    added.add_argument("--turns", type=natural, metavar="N", help="how many turns the model looks back on; as many as it has learned if left out")
+    add_model(added, positional=True)
+
+
+def chat(options: argparse.Namespace) -> None:
+    from mmgpt.chat import HELP, talk
+
+    if not Path(options.out).is_dir():
+        raise InputError(f"-o {options.out}: there is no such folder, make it first")
+    gpt, alone = load(options), sys.stdin.isatty()
+    print(f"{HELP}" if alone else "", end="\n" if alone else "")
+    talk(
+        gpt,
+        asked() if alone else iter(sys.stdin),
+        Path(options.out),
+        lambda text: print(text, end="", flush=True),
+        options.turns,
+        sys.stdout.isatty(),
+    )
+
+
+def asked():
+    """What a person types, line by line; Ctrl-D is the end."""
+    while True:
+        try:
+            yield input("> ")
+        except EOFError:
+            return
 
 
 # --- demo, info -----------------------------------------------------------------------------------------------------------------------

@@ -9,6 +9,10 @@ class InputError(MmgptError):
     """A value that cannot be used: a broken picture, a prompt too long, a setting out of range."""
 
 
+class LengthError(InputError):
+    """More positions than the model holds."""
+
+
 class CheckpointError(MmgptError):
     """A checkpoint that is missing, changed, incomplete or of another version."""
 

@@ -432,7 +432,9 @@ def test_names_are_no_pictures():
         GPT.generate([Path("cat.png"), "caption:"])
 
 
-@pytest.mark.parametrize("wrong", [{"guidance": "3"}, {"to": ["image"]}, {"stop": "end"}, {"sampling": 0.7}, {"grid": 8}, {"grid": [1, 1, 1]}, {"grid": (1, "a", 1)}])
+@pytest.mark.parametrize(
+    "wrong", [{"guidance": "3"}, {"to": ["image"]}, {"stop": "end"}, {"sampling": 0.7}, {"grid": 8}, {"grid": [1, 1, 1]}, {"grid": (1, "a", 1)}]
+)
 def test_settings_of_the_wrong_kind(wrong):
     with pytest.raises(InputError, match=next(iter(wrong))):
         Request.__post_init__(SimpleNamespace(**vars(Request(["a"])) | wrong))  # as where nothing checks the annotations

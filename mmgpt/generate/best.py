@@ -5,7 +5,7 @@ so no second network is needed (Dall-E reranked with CLIP: Ramesh et al., 2021, 
 compared by its own log-probability.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -16,6 +16,7 @@ from mmgpt.pack import pack
 from mmgpt.types import Part, Usage
 
 QUESTION = "caption:"
+AT_ONCE = 256  # results that are made before the first of them are compared
 BATCH = 32  # results that are read back at a time
 SEEDS = 1_000_003  # between the seeds of two tries of a request, so that neighbouring requests draw other numbers
 
@@ -25,18 +26,29 @@ def tries(request) -> list:
     return [replace(request, seed=(request.seed + n * SEEDS) % 2**63, best_of=1) for n in range(request.best_of)]
 
 
-def best(gpt, requests: Sequence, run: Callable[[list], list], question: str = QUESTION) -> list:
+def best(gpt, requests: Sequence, run: Callable[[list], list], finished: Callable | None = None, question: str = QUESTION) -> list:
     """The best result of each request; `run` makes the results of a list of requests. Usage counts what all of them wrote."""
-    asked = [tries(request) for request in requests]
-    results = iter(run([one for some in asked for one in some]))
     kept = []
-    for request, some in zip(requests, asked, strict=True):
-        made = [next(results) for _ in some]
+    for number, (request, made) in enumerate(zip(requests, attempts(requests, run), strict=True)):
         scores_N = scores(gpt, request, made, question) if len(made) > 1 else torch.zeros(1)
         found = made[int(scores_N.argmax())]
         written = {name: sum(result.usage.written[name] for result in made) for name in found.usage.written}
         kept.append(replace(found, usage=Usage(found.usage.read, written)))
+        if finished is not None:
+            finished(number, kept[-1])
     return kept
+
+
+def attempts(requests: Sequence, run: Callable[[list], list]) -> Iterator[list]:
+    """The results of all tries of each request, some requests at a time."""
+    waiting = list(requests)
+    while waiting:
+        some = [waiting.pop(0)]
+        while waiting and sum(request.best_of for request in some) < AT_ONCE:
+            some.append(waiting.pop(0))
+        results = iter(run([one for request in some for one in tries(request)]))
+        for request in some:
+            yield [next(results) for _ in range(request.best_of)]
 
 
 def scores(gpt, request, results: Sequence, question: str = QUESTION) -> Float[Tensor, "N"]:

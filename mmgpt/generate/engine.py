@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mmgpt.decoders.cache import Cache
-from mmgpt.errors import InputError, MmgptError
+from mmgpt.errors import InputError, LengthError, MmgptError
 from mmgpt.generate.best import best
 from mmgpt.generate.compiled import Step
 from mmgpt.generate.prefix import Prefixes, cut, key_of, leaders, rest
@@ -52,6 +52,14 @@ class Engine:
         row = Row(self.gpt, request, listening)
         self.waiting.append(row)
         return row
+
+    def fits(self, request: Request) -> bool:
+        """Whether a request can be taken as it is."""
+        try:
+            Row(self.gpt, request)
+        except LengthError:
+            return False
+        return True
 
     @torch.inference_mode()
     def cancel(self, row: Row) -> None:
@@ -91,23 +99,40 @@ class Engine:
         finally:
             self.cancel(row)
 
-    def run(self, requests: Sequence[Request], progress: Callable[[int, int], None] | None = None) -> list[Result]:
-        """All requests' results, in order. `progress(done, of)` is called after each step. An error of one is raised when all others are done."""
+    def run(
+        self, requests: Sequence[Request], progress: Callable[[int, int], None] | None = None, finished: Callable[[int, Result], None] | None = None
+    ) -> list[Result]:
+        """All requests' results, in order. An error of one is raised when all others are done.
+
+        `progress(done, of)` is called after each step, `finished(number, result)` as soon as there is a result: what is written down then is not
+        lost when somebody stops the rest.
+        """
         if any(request.best_of > 1 for request in requests):
-            return best(self.gpt, requests, lambda some: self.run(some, progress))
+            total, before = sum(request.best_of for request in requests), 0
+
+            def some_of_them(some):
+                nonlocal before
+                found = self.run(some, None if progress is None else lambda done, _: progress(before + done, total))
+                before += len(some)
+                return found
+
+            return best(self.gpt, requests, some_of_them, finished)
         rows = [Row(self.gpt, request) for request in requests]  # every mistake is found before anything is computed
         self.waiting.extend(rows)
+        left = dict(enumerate(rows))
         try:
             with evaluating(self.gpt):
-                while self.step():
+                while left:
+                    self.step()
+                    for number in [number for number, row in left.items() if row.done]:
+                        row = left.pop(number)
+                        if finished is not None and row.result is not None:
+                            finished(number, row.result)
                     if progress is not None:
-                        progress(sum(row.done for row in rows), len(rows))
+                        progress(len(rows) - len(left), len(rows))
         finally:
-            for row in rows:
-                if not row.done:
-                    self.cancel(row)
-        if progress is not None and rows:
-            progress(len(rows), len(rows))
+            for row in left.values():
+                self.cancel(row)
         return [result_of(row) for row in rows]
 
     # rows come and go
@@ -202,10 +227,9 @@ class Engine:
         for r, (new, places, first) in enumerate(taken):
             n = len(new)
             ids[r, :n], position[r, :n], document[r, :n], block[r, :n] = new, places, 1, range(first, first + n)
-        cache = self.cache[: len(branches)]
-        self.make_room(0, int(cache.used_R.max()) + shape[1])
+        self.make_room(0, int(self.cache.used_R[: len(branches)].max()) + shape[1])
         stream = Stream(*(torch.from_numpy(x) for x in (ids, document, block, position))).to(self.gpt.device)
-        return self.last(self.advance(stream, self.cache[: len(branches)]), counts)
+        return self.last(self.advance(stream, self.cache, len(branches)), counts)
 
     def last(self, h_RTD: Tensor, counts: Sequence[int]) -> Tensor:
         if h_RTD.shape[1] == 1:
@@ -296,5 +320,5 @@ def result_of(row: Row) -> Result:
 
 
 def run(gpt, requests: Sequence[Request], progress: Callable[[int, int], None] | None = None) -> list[Result]:
-    """All requests' results, in order. `progress(done, of)` is called after each step. The model is left as it was found."""
+    """All requests' results, in order, of an engine of their own; see `Engine.run`. The model is left as it was found."""
     return Engine(gpt).run(requests, progress)

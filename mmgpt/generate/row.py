@@ -7,7 +7,7 @@ from math import prod
 import numpy as np
 import torch
 
-from mmgpt.errors import InputError
+from mmgpt.errors import InputError, LengthError
 from mmgpt.generate.guidance import Guidance
 from mmgpt.generate.request import ANY, Begun, Delta, Done, Ended, Event, Preview, Request, Result
 from mmgpt.layout import Automaton, Choice, Span
@@ -103,7 +103,7 @@ class Row:
             raise InputError(f"{empty} 0 positions to read, and this model opens a document with no id of its own: say more, or use guidance=1")
         self.longest = max(length(branch.document) for branch in self.branches) + sum(len(script) for script in scripts)
         if self.longest > self.gpt.max_length:
-            raise InputError(
+            raise LengthError(
                 f"{self.longest} positions to read and write, this model holds {self.gpt.max_length}: shorten the prompt or ask for less"
             )
 

@@ -45,6 +45,23 @@ class Choice:
     def __contains__(self, id: int) -> bool:
         return any(id in span for span in self.spans)
 
+    def at(self, index: int) -> int:
+        """The id that is number `index` of them all."""
+        for span in self.spans:
+            if index < len(span):
+                return span.start + index
+            index -= len(span)
+        raise IndexError(index)
+
+    def index(self, id: int) -> int | None:
+        """Which number an id has; None for one that may not come next."""
+        before = 0
+        for span in self.spans:
+            if id in span:
+                return before + id - span.start
+            before += len(span)
+        return None
+
 
 @dataclass(frozen=True)
 class Script:

@@ -1,8 +1,13 @@
 """Rows that come and go: alone or in any batch, in one segment or several, streamed or whole, read from the beginning or from what was kept."""
 
+import os
 import random
+import subprocess
+import sys
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -381,13 +386,79 @@ def test_rows_draw_their_own_numbers():
     assert together.tolist() == [int(index) for index in alone]
 
 
+# --- beams ----------------------------------------------------------------------------------------------------------------------------
+
+
+def likeliest(words: str, ids: list[int], limit: int) -> tuple[float, tuple[int, ...]]:
+    """Of all texts of at most `limit` of these ids, an end behind the shorter ones, the one of the highest mean log-probability: tried one by one."""
+    end, head, found = GPT.ports["text"].writes.end, GPT.heads["text"], []
+    for count in range(limit + 1):
+        for chosen in product(ids, repeat=count):
+            text = [*chosen, end] if count < limit else list(chosen)
+            written = GPT.ports["text"].writes.script((1, 1, limit)).write(np.array([*chosen, *[0] * (limit - count)]))
+            h = GPT(pack([[*GPT.write([Part(words)]), written]], {}))[0][-len(written) - 1 :]
+            log = head.logits(h).log_softmax(-1)
+            score = sum(float(log[n, id - head.ids.start]) for n, id in enumerate(text))
+            found.append((score / max(1, len(text)), tuple(text)))
+    return max(found)
+
+
+@torch.no_grad()
+def test_beams_find_the_likeliest_text():
+    """With as many beams as there are texts nothing is missed. The end is made likely, and all but two ids impossible."""
+    two, end = [97, 110], GPT.ports["text"].writes.end
+    bias = tuple((id, -1000.0) for id in range(len(GPT.heads["text"].ids)) if id not in (*two, end))
+    plain = GPT.heads["text"].logits
+
+    def narrow(h_ND, rows=None, /):
+        logits = plain(h_ND, rows)
+        return logits.index_add(-1, torch.tensor([id for id, _ in bias]), torch.full((len(h_ND), len(bias)), -1000.0))
+
+    GPT.heads["text"].logits = narrow
+    try:
+        for words in ("a cat", "a red apple", "dog"):
+            score, ids = likeliest(words, two, 3)
+            found = run(GPT, [Request([words], grid=(1, 1, 3), beams=16)])[0]
+            assert found.ids[: len(ids)] == ids and abs(found.log_probability / len(ids) - score) < 1e-4
+    finally:
+        del GPT.heads["text"].logits
+
+
+def test_beams_of_the_wrong_kind():
+    for wrong in ({"to": "image"}, {"guidance": 2.0}, {"stop": ("a",)}, {"to": ("text", "text")}):
+        with pytest.raises(InputError, match="beams=3: beams follow one text"):
+            run(GPT, [Request(["a cat"], **({"to": "text"} | wrong), beams=3)])
+    for number in (0, 65):
+        with pytest.raises(InputError, match=f"beams={number}"):
+            Request(["a"], beams=number)
+    with pytest.raises(InputError, match="use Engine.run"):
+        Engine(GPT).submit(Request(["a"], beams=2))
+
+
 # --- compiled -------------------------------------------------------------------------------------------------------------------------
+
+
+COMPILED = """
+from dataclasses import replace
+from test_engine import GPT, pool
+from mmgpt.generate.engine import Engine
+engine, plain = Engine(GPT, compile=True), Engine(GPT)
+for some in ([0], [1], [3], [3], [0, 1, 2, 3], [4, 5, 6, 7, 8], list(range(12))):
+    requests = [pool()[n] for n in some]
+    for one, other in zip(engine.run(requests), plain.run(requests), strict=True):
+        assert one.ids == other.ids and abs(one.log_probability - other.log_probability) < 1e-3, some
+assert len(engine.advance.known) > 1
+before = engine.run([pool()[3]])[0]
+for weight in GPT.parameters():
+    weight.data.mul_(0.9)
+changed = engine.run([pool()[3]])[0]
+assert changed.ids == plain.run([pool()[3]])[0].ids and changed.log_probability != before.log_probability
+"""
 
 
 @pytest.mark.long
 def test_compiled_is_eager():
-    engine, plain = Engine(GPT, compile=True), Engine(GPT)
-    for some in ([0], [1], [3], [0, 1, 2, 3], [4, 5, 6, 7, 8], list(range(12))):
-        requests = [pool()[n] for n in some]
-        for one, other in zip(engine.run(requests), plain.run(requests), strict=True):
-            assert one.ids == other.ids and abs(one.log_probability - other.log_probability) < 1e-3
+    """Row by row and together, and after the weights changed. In a process of its own: the shapes that tests check are not what is compiled."""
+    here = Path(__file__).parent
+    environment = os.environ | {"JAXTYPING_DISABLE": "1", "PYTHONPATH": f"{here}:{here.parent}"}
+    subprocess.run([sys.executable, "-c", COMPILED], check=True, env=environment, timeout=900)

@@ -117,6 +117,10 @@ def test_logits_are_those_of_transformers(name, tmp_path):
     prompt = gpt.ports["text"].codec.encode("a red apple")
     written = theirs.generate(torch.from_numpy(prompt)[None], max_new_tokens=64, do_sample=False)[0, len(prompt) :]
     assert run(gpt, [Request(["a red apple"], grid=(1, 1, 64))])[0].ids[:64] == tuple(written.tolist())
+    for beams, penalty in ((3, 1.0), (4, 0.3)):
+        searched = theirs.generate(torch.from_numpy(prompt)[None], max_new_tokens=24, num_beams=beams, length_penalty=penalty, do_sample=False)
+        found = run(gpt, [Request(["a red apple"], grid=(1, 1, 24), beams=beams, length_penalty=penalty)])[0]
+        assert found.ids[:24] == tuple(searched[0, len(prompt) :].tolist())
     again = AutoModelForCausalLM.from_pretrained(export(gpt, tmp_path / "ours"))
     assert torch.equal(again(ids).logits, wanted) and again.config.to_dict() | {"_name_or_path": ""} == theirs.config.to_dict() | {
         "_name_or_path": ""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mmgpt.decoders.cache import Cache
 from mmgpt.errors import InputError, LengthError, MmgptError
+from mmgpt.generate.beam import search
 from mmgpt.generate.best import best
 from mmgpt.generate.compiled import Step
 from mmgpt.generate.prefix import Prefixes, cut, key_of, leaders, rest
@@ -49,6 +50,8 @@ class Engine:
 
     def submit(self, request: Request, listening: bool = False) -> Row:
         """Takes a request, which waits until there is room. What is wrong with it is said here."""
+        if request.beams > 1 or request.best_of > 1:
+            raise InputError(f"beams={request.beams}, best_of={request.best_of}: the best of several is known at the end, use Engine.run")
         row = Row(self.gpt, request, listening)
         self.waiting.append(row)
         return row
@@ -118,7 +121,12 @@ class Engine:
 
             return best(self.gpt, requests, some_of_them, finished)
         rows = [Row(self.gpt, request) for request in requests]  # every mistake is found before anything is computed
-        self.waiting.extend(rows)
+        for row in rows:
+            if row.request.beams > 1:
+                with evaluating(self.gpt):
+                    row.result = search(self.gpt, row.request, self.scores)
+            else:
+                self.waiting.append(row)
         left = dict(enumerate(rows))
         try:
             with evaluating(self.gpt):
@@ -265,10 +273,10 @@ class Engine:
 def changed(row: Row, choice: Choice, logits_V: Tensor) -> Tensor:
     """Scores after penalties for what the row wrote in this segment, and biases."""
     if row.sampling.looks_back and row.ids:
-        seen = [index for id in row.ids if (index := index_of(choice, id)) is not None]
+        seen = [index for id in row.ids if (index := choice.index(id)) is not None]
         logits_V = penalised(logits_V, row.sampling, torch.tensor(seen, dtype=torch.long, device=logits_V.device))
     for code, amount in row.sampling.bias:
-        if (index := index_of(choice, row.head.ids.start + code)) is not None:
+        if (index := choice.index(row.head.ids.start + code)) is not None:
             logits_V = logits_V.index_add(0, torch.tensor([index], device=logits_V.device), logits_V.new_tensor([amount]))
     return logits_V
 
@@ -283,26 +291,9 @@ def pick(choice: Choice, sampling: Sampling, rows: Sequence[Row], logits_RV: Ten
             row.error = InputError(f"{bad} of {logits_RV.shape[1]} logits are NaN or infinite, or none is finite: the weights are damaged")
             continue
         try:
-            row.push(id_at(choice, index), log_probability)
+            row.push(choice.at(index), log_probability)
         except MmgptError as error:
             row.error = error
-
-
-def id_at(choice: Choice, index: int) -> int:
-    for span in choice.spans:
-        if index < len(span):
-            return span.start + index
-        index -= len(span)
-    raise IndexError(index)
-
-
-def index_of(choice: Choice, id: int) -> int | None:
-    before = 0
-    for span in choice.spans:
-        if id in span:
-            return before + id - span.start
-        before += len(span)
-    return None
 
 
 def continued(branch: Branch) -> Written:

@@ -23,6 +23,8 @@ class Request:
     `guidance`  a scale or a `Guidance`. The port's own applies where there are words to leave out; one that is asked for applies or is refused
     `stop`      words that end a text, and are no part of it
     `best_of`   of so many results the best is kept, see `generate.best`
+    `beams`     so many continuations of a text are followed side by side, see `generate.beam`, and compared by their log-probability divided by
+                their length to the power of `length_penalty`
     """
 
     parts: Sequence[Segment | Part]
@@ -33,10 +35,14 @@ class Request:
     grid: Grid | tuple[Grid | None, ...] | None = None
     best_of: int = 1
     stop: tuple[str, ...] = ()
+    beams: int = 1
+    length_penalty: float = 1.0
 
     def __post_init__(self):
         if not isinstance(self.best_of, int) or not 1 <= self.best_of <= MAX_BEST_OF:
             raise InputError(f"best_of={self.best_of}: use a whole number from 1 to {MAX_BEST_OF}")
+        if not isinstance(self.beams, int) or not 1 <= self.beams <= 64 or not -10 <= self.length_penalty <= 10:
+            raise InputError(f"beams={self.beams}, length_penalty={self.length_penalty}: use 1 to 64 beams, a penalty from -10 to 10")
         names = self.to if isinstance(self.to, tuple) and self.to else (self.to,)
         if not all(isinstance(name, str) for name in names) or not isinstance(self.guidance, (int, float, Guidance, type(None))):
             raise InputError(f"to={self.to!r}, guidance={self.guidance!r}: use the name of a modality or several in a tuple, and a number or None")

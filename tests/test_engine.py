@@ -21,6 +21,7 @@ from mmgpt.generate.engine import Engine, run
 from mmgpt.generate.guidance import Guidance
 from mmgpt.generate.prefix import Prefixes, cut, key_of, leaders, rest, shared
 from mmgpt.generate.request import Begun, Delta, Done, Ended, Preview, Request
+from mmgpt.generate.row import went_on
 from mmgpt.generate.sampling import GREEDY, Sampling, choose
 from mmgpt.pack import lay, pack
 from mmgpt.types import Part
@@ -384,6 +385,32 @@ def test_rows_draw_their_own_numbers():
     together = choose(logits, WARM, generators)
     alone = [choose(logits[n : n + 1], WARM, [torch.Generator().manual_seed(n)])[0] for n in range(4)]
     assert together.tolist() == [int(index) for index in alone]
+
+
+# --- guesses --------------------------------------------------------------------------------------------------------------------------
+
+
+def test_guessing_changes_nothing_but_the_number_of_steps(monkeypatch):
+    """Whatever is asked for, alone and together; a text that repeats itself takes fewer passes."""
+    plain, guessing = pool(), [replace(request, guess=3) for request in pool()]
+    wanted = run(GPT, plain)
+    for found in (run(GPT, guessing), [run(GPT, [request])[0] for request in guessing]):
+        assert [result.ids for result in found] == [result.ids for result in wanted]
+        assert max(abs(a.log_probability - b.log_probability) for a, b in zip(found, wanted, strict=True)) < 1e-3
+    repeating, steps = Request(["a cat"], sampling=GREEDY, grid=(1, 1, 40)), []
+    for guess in (0, 4):
+        with passes(monkeypatch) as (read, _):
+            steps.append(run(GPT, [replace(repeating, guess=guess)])[0].ids)
+        steps.append(len(read))
+    assert steps[0] == steps[2] and steps[3] < 0.6 * steps[1]
+    assert [event.result.ids for event in Engine(GPT).stream(replace(repeating, guess=4)) if isinstance(event, Done)] == [steps[0]]
+
+
+def test_how_it_went_on():
+    assert went_on([1, 2, 3, 9, 1, 2, 3]) == [9, 1, 2, 3] and went_on([5, 1, 2, 7, 2]) == [7, 2] and went_on([1, 2, 3]) == []
+    assert went_on([4, 4, 4]) == [4] and went_on([1]) == [] and went_on([]) == []
+    with pytest.raises(InputError, match="guess=65"):
+        Request(["a"], guess=65)
 
 
 # --- beams ----------------------------------------------------------------------------------------------------------------------------

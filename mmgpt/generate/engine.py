@@ -78,9 +78,7 @@ class Engine:
         with evaluating(self.gpt) if self.gpt.training else nullcontext():
             old, new = list(self.rows), self.admit()
             if old:
-                slots = [branch.slot for row in old for branch in row.branches]
-                h_ND = self.decode()
-                self.draw(old, h_ND if slots == [*range(len(slots))] else h_ND[slots])
+                self.decode(old)
             for rows, h_RD in new:
                 self.draw(rows, h_RD)
             for row in [row for row in self.rows if row.done]:
@@ -222,27 +220,63 @@ class Engine:
         columns = max(length(document) for document, *_ in documents)
         origins = [(base, block) for _, base, block in documents]
         stream = lay([[document] for document, *_ in documents], {}, columns, origins).to(self.gpt.device)
-        return self.last(self.gpt(stream, cache), [length(document) for document, *_ in documents])
+        return self.at(self.gpt(stream, cache), range(len(documents)), [length(document) - 1 for document, *_ in documents])
 
-    def decode(self) -> Tensor:
-        """Reads every old row's pending ids; the vector at each branch's last one. Branches with fewer ids leave columns free (document 0)."""
-        branches = [branch for branch in self.branches if branch.pending]
+    def decode(self, rows: Sequence[Row]) -> None:
+        """Reads the pending ids of rows that have read their documents, and what is guessed to follow; draws what comes next.
+
+        Branches with fewer ids than others leave columns free (document 0). Guesses that were wrong are as if they had not been read.
+        """
+        branches, guesses = self.branches[: sum(len(row.branches) for row in rows)], {}
+        for row in rows:
+            if found := row.guesses():
+                guesses.update({branch.slot: (row, found) for branch in row.branches})
         taken = [branch.take() for branch in branches]
         counts = [len(ids) for ids, *_ in taken]
-        shape = len(taken), max(counts)
-        ids, document, block = (np.zeros(shape, np.int64) for _ in range(3))
-        position = np.zeros((*shape, 3), np.int64)
+        most = max(n + len(guesses[slot][1]) if slot in guesses else n for slot, n in enumerate(counts))
+        ids, document, block = (np.zeros((len(taken), most), np.int64) for _ in range(3))
+        position = np.zeros((len(taken), most, 3), np.int64)
         for r, (new, places, first) in enumerate(taken):
             n = len(new)
-            ids[r, :n], position[r, :n], document[r, :n], block[r, :n] = new, places, 1, range(first, first + n)
-        self.make_room(0, int(self.cache.used_R[: len(branches)].max()) + shape[1])
+            ids[r, :n], position[r, :n] = new, places
+            if r in guesses:
+                row, found = guesses[r]
+                slot, n = row.automaton.length, n + len(found)
+                ids[r, len(new) : n] = found
+                position[r, len(new) : n] = row.automaton.script.place_N3[slot : slot + len(found)] + branches[r].base
+            document[r, :n], block[r, :n] = 1, range(first, first + n)
+        self.make_room(0, int(self.cache.used_R[: len(branches)].max()) + most)
         stream = Stream(*(torch.from_numpy(x) for x in (ids, document, block, position))).to(self.gpt.device)
-        return self.last(self.advance(stream, self.cache, len(branches)), counts)
+        h_RTD = self.advance(stream, self.cache, len(branches))
+        slots = [branch.slot for row in rows for branch in row.branches]
+        self.draw(rows, self.at(h_RTD, slots, [counts[slot] - 1 for slot in slots]))
+        self.check(guesses, counts, h_RTD)
 
-    def last(self, h_RTD: Tensor, counts: Sequence[int]) -> Tensor:
-        if h_RTD.shape[1] == 1:
+    def check(self, guesses: dict[int, tuple[Row, list[int]]], counts: Sequence[int], h_RTD: Tensor) -> None:
+        """Goes on with rows for as long as they draw what was guessed: the vectors behind it are known. The rest was not read."""
+        right = dict.fromkeys(guesses, 0)
+        going = {id(row): row for row, _ in guesses.values()}
+        while going:
+            for row in list(going.values()):
+                slots = [branch.slot for branch in row.branches]
+                found, n = guesses[slots[0]][1], right[slots[0]]
+                if row.done or n == len(found) or row.branches[0].pending != [found[n]]:
+                    del going[id(row)]
+                    continue
+                for branch in row.branches:
+                    branch.take()
+                    right[branch.slot] += 1
+            if going:
+                slots = [branch.slot for row in going.values() for branch in row.branches]
+                self.draw([*going.values()], self.at(h_RTD, slots, [counts[slot] - 1 + right[slot] for slot in slots]))
+        for slot, (_, found) in guesses.items():
+            self.cache.used_R[slot] -= len(found) - right[slot]
+
+    def at(self, h_RTD: Tensor, slots: Sequence[int], columns: Sequence[int]) -> Tensor:
+        """The vectors of some rows of the cache, each at a column of its own."""
+        if h_RTD.shape[1] == 1 and slots == [*range(len(h_RTD))]:
             return h_RTD[:, 0]
-        return h_RTD[torch.arange(len(counts), device=h_RTD.device), torch.tensor(counts, device=h_RTD.device) - 1]
+        return h_RTD[torch.tensor(slots, device=h_RTD.device), torch.tensor(columns, device=h_RTD.device)]
 
     def draw(self, rows: Sequence[Row], h_ND: Tensor) -> None:
         """Draws an id for each row. Those that choose among the same ids of a head in the same way are scored and drawn together."""

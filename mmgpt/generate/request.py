@@ -23,6 +23,7 @@ class Request:
     `guidance`  a scale or a `Guidance`. The port's own applies where there are words to leave out; one that is asked for applies or is refused
     `stop`      words that end a text, and are no part of it
     `best_of`   of so many results the best is kept, see `generate.best`
+    `guess`     so many next ids are guessed from how what was read and written went on before, and checked in one step: the result is the same
     `beams`     so many continuations of a text are followed side by side, see `generate.beam`, and compared by their log-probability divided by
                 their length to the power of `length_penalty`
     """
@@ -35,6 +36,7 @@ class Request:
     grid: Grid | tuple[Grid | None, ...] | None = None
     best_of: int = 1
     stop: tuple[str, ...] = ()
+    guess: int = 0
     beams: int = 1
     length_penalty: float = 1.0
 
@@ -43,6 +45,8 @@ class Request:
             raise InputError(f"best_of={self.best_of}: use a whole number from 1 to {MAX_BEST_OF}")
         if not isinstance(self.beams, int) or not 1 <= self.beams <= 64 or not -10 <= self.length_penalty <= 10:
             raise InputError(f"beams={self.beams}, length_penalty={self.length_penalty}: use 1 to 64 beams, a penalty from -10 to 10")
+        if not isinstance(self.guess, int) or not 0 <= self.guess <= 64:
+            raise InputError(f"guess={self.guess}: use 0 to 64 ids")
         names = self.to if isinstance(self.to, tuple) and self.to else (self.to,)
         if not all(isinstance(name, str) for name in names) or not isinstance(self.guidance, (int, float, Guidance, type(None))):
             raise InputError(f"to={self.to!r}, guidance={self.guidance!r}: use the name of a modality or several in a tuple, and a number or None")

@@ -10,7 +10,7 @@ import torch
 from mmgpt.errors import InputError, LengthError
 from mmgpt.generate.guidance import Guidance
 from mmgpt.generate.request import ANY, Begun, Delta, Done, Ended, Event, Preview, Request, Result
-from mmgpt.layout import Automaton, Choice, Span
+from mmgpt.layout import Automaton, Choice, Span, choice_of
 from mmgpt.pack import Document, length
 from mmgpt.types import Grid, Part, Usage, Written
 
@@ -149,6 +149,24 @@ class Row:
             self.tell_what_is_new()
         self.advance()
 
+    def guesses(self) -> list[int]:
+        """How what was read and written went on the last time that it stood as it stands now: ids that may come next, at most as many as were asked
+        for (prompt lookup: Saxena, 2023; checked as in Leviathan et al., 2023, arXiv:2211.17192)."""
+        script, slot = self.automaton.script, self.automaton.length
+        if not self.request.guess or len(self.automaton.scripts) > 1 or self.done:
+            return []
+        history = [*(int(id) for written in self.branches[0].document for id in written.ids_N), *self.ids]
+        found = []
+        for n, id in enumerate(went_on(history)[: self.request.guess]):
+            if (
+                slot + n + 1 >= len(script)
+                or id in script.stops
+                or id not in choice_of(int(script.first_N[slot + n]), int(script.last_N[slot + n]), script.hole)
+            ):
+                break
+            found.append(id)
+        return found
+
     def note(self, id: int) -> None:
         place_3 = self.automaton.place
         self.automaton.push(id)
@@ -240,6 +258,16 @@ class Row:
             self.told = done
             codes = np.asarray(self.ids, np.int64)[script.open_N[: len(self.ids)]][: done * columns]
             self.tell(Preview(self.port.codec.decode(self.port.writes.codes(codes, (1, done, columns))), done, rows))
+
+
+def went_on(history: Sequence[int], most: int = 3) -> Sequence[int]:
+    """What stood behind the last earlier place where the last `most` ids stood, or fewer of them."""
+    for n in range(min(most, len(history) - 1), 0, -1):
+        last = history[-n:]
+        for at in range(len(history) - n - 1, -1, -1):
+            if history[at : at + n] == last:
+                return history[at + n :]
+    return []
 
 
 def opening(gpt) -> str:

@@ -83,6 +83,7 @@ def add_model(added: Parser, positional: bool = False) -> None:
         added.add_argument("checkpoint", metavar="CHECKPOINT", help=what)
     else:
         added.add_argument("--checkpoint", default="emoji", metavar="NAME", help=f"{what}; emoji if left out")
+    added.add_argument("--weights", choices=("int8", "int4"), help="round the decoder's weights to so many bits (needs torchao)")
     added.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where to compute; cpu if left out")
 
 
@@ -91,7 +92,12 @@ def load(options: argparse.Namespace):
 
     if options.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: this machine shows 0 CUDA devices to torch; leave --device out")
-    return mmgpt.load(options.checkpoint, options.device)
+    gpt = mmgpt.load(options.checkpoint, options.device)
+    if options.weights:
+        from mmgpt.generate.quantised import quantised
+
+        quantised(gpt, options.weights)
+    return gpt
 
 
 # --- caption --------------------------------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from mmgpt.errors import GuidanceError, InputError
 from mmgpt.generate.engine import Engine, run
 from mmgpt.generate.guidance import Guidance
 from mmgpt.generate.prefix import Prefixes, cut, key_of, leaders, rest, shared
+from mmgpt.generate.quantised import quantised
 from mmgpt.generate.request import Begun, Delta, Done, Ended, Preview, Request
 from mmgpt.generate.row import went_on
 from mmgpt.generate.sampling import GREEDY, Sampling, choose
@@ -460,6 +461,35 @@ def test_beams_of_the_wrong_kind():
             Request(["a"], beams=number)
     with pytest.raises(InputError, match="use Engine.run"):
         Engine(GPT).submit(Request(["a"], beams=2))
+
+
+# --- weights of few bits --------------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore")  # torchao's own
+@pytest.mark.parametrize(("weights", "bound"), [("int8", 0.03), ("int4", 0.5)])
+def test_rounded_weights_are_nearly_as_good(weights, bound):
+    """Scores within a share of the largest; what is written is whole."""
+    pytest.importorskip("torchao")
+    stream = pack([GPT.write([Part(picture(1)), Part("caption:"), Part("a cat")])], {})
+    small = quantised(tiny_gpt(), weights)
+    h, rounded = (gpt.heads["text"].logits(gpt(stream)[0]) for gpt in (GPT, small))
+    assert 0 < gap(h, rounded) < bound * float(h.abs().max())
+    assert run(small, [pool()[1]])[0].codes.shape == (1, 2, 4)
+    assert [result.ids for result in run(small, pool()[:4])] == [run(small, [request])[0].ids for request in pool()[:4]]
+
+
+def test_weights_that_cannot_be_rounded(monkeypatch):
+    with pytest.raises(InputError, match="weights='int3': use one of int8, int4"):
+        quantised(GPT, "int3")
+    monkeypatch.setattr("mmgpt.generate.quantised.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"needs torchao.*mmgpt\[quant\]"):
+        quantised(GPT, "int8")
+    monkeypatch.undo()
+    pytest.importorskip("torchao")
+    with pytest.raises(InputError, match="reads 48 channels: int4 needs multiples of 32"):
+        quantised(tiny_gpt(mlp_width=48), "int4")
 
 
 # --- compiled -------------------------------------------------------------------------------------------------------------------------

@@ -217,6 +217,12 @@ def test_scores_that_are_no_numbers_end_their_row_alone(monkeypatch):
         pass
     assert "the weights are damaged" in str(rows[1].error) and rows[1].result is None
     assert [row.result.ids for n, row in enumerate(rows) if n != 1] == wanted
+    long, short = pool()[3], Request([Part("")], "text", GREEDY, grid=(1, 1, 9))  # the short one comes into its place, beside one that reads farther
+    wanted, narrow = [run(gpt, [request])[0].ids for request in (long, short)], Engine(gpt, batch=2)
+    rows = [narrow.submit(request) for request in (replace(long, to=("image", "image")), Request([picture(99), "caption:"], "text"), short)]
+    while narrow.step():
+        pass
+    assert rows[1].error is not None and rows[0].result.ids[: len(wanted[0])] == wanted[0] and rows[2].result.ids == wanted[1]
     with pytest.raises(InputError, match="the weights are damaged"):
         list(engine.stream(Request([picture(99), "caption:"], "text")))
 

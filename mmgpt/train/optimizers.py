@@ -16,8 +16,8 @@ def optimizers(model: nn.Module, parameters: dict[str, nn.Parameter], settings: 
     mine, rates = matrices(model) if settings.muon else set(), getattr(model, "rates", {})
     groups: dict[tuple[bool, bool, float], list[nn.Parameter]] = {}
     for name, p in parameters.items():
-        factor = next((factor for prefix, factor in rates.items() if name.startswith(f"{prefix}.")), 1.0)
-        groups.setdefault((p in mine and factor == 1.0, p.ndim >= 2, factor), []).append(p)
+        factor = next((factor for prefix, factor in rates.items() if name.startswith(f"{prefix}.")), None)
+        groups.setdefault((p in mine and factor is None, p.ndim >= 2, 1.0 if factor is None else factor), []).append(p)
     of_each: dict[bool, list[dict]] = {False: [], True: []}
     for (muon, decays, factor), members in groups.items():
         of_each[muon].append({"params": members, "weight_decay": settings.weight_decay if decays else 0.0, "factor": factor})

@@ -86,7 +86,7 @@ class Step:
         if self.compiled is None or stream.ids_BT.shape[1] != 1:
             return self.gpt(stream, cache[:rows])
         x_B1D, used_R = self.gpt.embed(stream), cache.used_R[:rows].copy()
-        columns = min(-(-(int(used_R.max()) + 1) // BUCKET) * BUCKET, cache.length)
+        columns = -(-(int(used_R.max()) + 1) // BUCKET) * BUCKET
         cache.used_R[:rows] += 1
         cache.block_RS[torch.arange(rows), used_R] = stream.block_BT[:, 0]
         k, v = self.windows(cache, rows, columns)

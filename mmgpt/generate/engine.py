@@ -183,7 +183,7 @@ class Engine:
         return n
 
     def make_room(self, more: int, columns: int) -> None:
-        rows, columns = len(self.branches) + more, -(-columns // ROOM) * ROOM
+        rows, columns = len(self.branches) + more, -(-columns // ROOM) * ROOM + 1  # no step reads all: to a compiler that would be another shape
         if rows > self.cache.rows or columns > self.cache.length:
             self.cache = self.cache[: len(self.branches)].grown(max(rows, self.cache.rows), max(columns, self.cache.length))
 

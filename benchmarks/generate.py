@@ -79,7 +79,9 @@ def ours(size: Size, model, rows: bool = False):
     from mmgpt.model import GPT, Port
 
     heads, total = size.width // 64, size.text + size.codes
-    config = DecoderConfig(size.width, size.depth, heads, heads, 64, size.mlp, position_axes=1, qk_norm="", rope_theta=theta(model))
+    config = DecoderConfig(
+        size.width, size.depth, heads, heads, 64, size.mlp, position_axes=1, qk_norm="", rope_theta=theta(model), norm_eps=model.config.rms_norm_eps
+    )
     text, codes = Span(0, size.text), Span(size.text, total)
     layout = CodesLayout(total, codes, None if rows else total + 1, row_end=total + 1 if rows else None, flat=True)
     ports = {

@@ -46,8 +46,8 @@ class NativeConfig:
     temperature: float = 1.0
     min_p: float = 0.0
     left_out: str = ""  # the artist that the model was trained without, so that an evaluation can refuse another
-    turns: int = 0  # of a conversation that the model has learned to look back on
     tower: str = ""  # "efficientnet-lite0": patches are seen by it, instead of by what patch_hidden and conv_stem say
+    turns: int = 0  # of a conversation that the model has learned to look back on
 
     def __post_init__(self):
         sides = (self.patch, *self.codec.stride)

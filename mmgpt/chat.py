@@ -1,5 +1,6 @@
 """What a person says, turn by turn -> what the model answers; what was said and written stays read."""
 
+import os
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -100,7 +101,7 @@ def said(line: str) -> Sequence[Segment]:
         pieces = line.split()
     found: list[Segment] = []
     for piece in pieces:
-        path = Path(piece).expanduser()
+        path = Path(os.path.expanduser(piece))
         if path.suffix.lower() in (*SAVE_OPTIONS, ".jpeg") and path.is_file():
             found.append(open_picture(path))
         elif found and isinstance(found[-1], str):

@@ -146,6 +146,8 @@ def test_words_that_stop_a_text():
     assert stopped.value == whole[: whole.find(words)] and len(stopped.ids) < 30 and words in GPT.ports["text"].codec.decode(stopped.codes)
     assert "".join(event.text for event in Engine(GPT).stream(request) if isinstance(event, Delta)) == stopped.value
     assert run(GPT, [replace(request, stop=("never said",))])[0].value == whole
+    both = replace(request, to=("text", "image"), grid=((1, 1, 5), None), stop=("never said",))
+    assert run(GPT, [both])[0].value[0] == whole[: len(run(GPT, [both])[0].value[0])]
 
 
 # --- what is told on the way ----------------------------------------------------------------------------------------------------------
@@ -273,6 +275,26 @@ def test_a_conversation_reads_only_what_is_new(monkeypatch):
             assert sum(read) <= 2 + len(GPT.write([Part(words)])[1]) + 1 + len(found.ids)
         parts += found.parts
     assert sum(len(key) for key, _ in engine.prefixes.held.values()) <= 1000
+
+
+def test_long_and_short_beginnings_in_one_pass():
+    """What is known of two documents may differ by more than the cache has room for beside what is new."""
+    long = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
+    start = [picture(1), "a beginning of so many words"]
+    requests = [Request([*start, *words], grid=(1, 1, 4)) for words in ([long], [long, "?"], [long[::-1]])]
+    assert [result.ids for result in run(GPT, requests)] == [run(GPT, [request])[0].ids for request in requests]
+
+
+def test_an_error_in_the_midst_of_a_step_ends_all_rows_and_the_engine_goes_on(monkeypatch):
+    engine = Engine(GPT)
+    rows, wanted = [engine.submit(request) for request in pool()[:4]], run(GPT, [pool()[0]])[0].ids
+    engine.step()
+    with monkeypatch.context() as patch:
+        patch.setattr(GPT.decoder, "forward", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            engine.step()
+    assert all("ask again" in str(row.error) for row in rows) and not engine.rows and not engine.branches
+    assert engine.run([pool()[0]])[0].ids == wanted
 
 
 def test_what_documents_share():
@@ -459,9 +481,15 @@ def test_beams_find_the_likeliest_text():
 
 
 def test_beams_of_the_wrong_kind():
-    for wrong in ({"to": "image"}, {"guidance": 2.0}, {"stop": ("a",)}, {"to": ("text", "text")}):
+    wrongs = [{"to": "image"}, {"guidance": 2.0}, {"stop": ("a",)}, {"to": ("text", "text")}, {"to": "any"}, {"sampling": WARM}, {"guess": 2}]
+    for wrong in wrongs:
+        engine = Engine(GPT)
         with pytest.raises(InputError, match="beams=3: beams follow one text"):
-            run(GPT, [Request(["a cat"], **({"to": "text"} | wrong), beams=3)])
+            engine.run([Request(["a"]), Request(["a cat"], **({"to": "text"} | wrong), beams=3)])
+        assert not engine.waiting and not engine.rows
+    for wrong in ({"beams": 2}, {"to": ("text", "text")}, {"to": "any"}):
+        with pytest.raises(InputError, match="best_of=2 of"):
+            Request(["a"], **wrong, best_of=2)
     for number in (0, 65):
         with pytest.raises(InputError, match=f"beams={number}"):
             Request(["a"], beams=number)

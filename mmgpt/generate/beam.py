@@ -1,13 +1,12 @@
 """One request -> the likeliest of many continuations that are followed side by side: beam search, for words."""
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from mmgpt.errors import InputError
-from mmgpt.generate.request import Request, Result
+from mmgpt.generate.request import Result
 from mmgpt.generate.row import Row
 from mmgpt.layout import Choice
 from mmgpt.pack import lay, length
@@ -15,16 +14,17 @@ from mmgpt.types import Part, Stream, Usage, Written
 
 
 @torch.inference_mode()
-def search(gpt, request: Request, scores: Callable[[str, Choice, Tensor], Tensor]) -> Result:
-    """The continuation of the highest log-probability a length ** `length_penalty`, its end counted, among those that `beams` beams come by.
+def search(gpt, row: Row, scores: Callable[[str, Choice, Tensor], Tensor]) -> None:
+    """Gives a row its result: the continuation of the highest log-probability a length ** `length_penalty`, its end counted, among those that
+    `beams` beams come by.
 
     As transformers has it (`early_stopping=False`): in each step the 2 n likeliest are looked at; of the n first those that end are kept, and
     it is over when no beam can be as good as the n-th of them, as far as its score says today.
     """
-    row, n, penalty = Row(gpt, replace(request, beams=1)), request.beams, request.length_penalty
+    n, penalty = row.request.beams, row.request.length_penalty
     script, ends = row.automaton.script, set(row.automaton.script.stops)
-    if len(row.wanted) > 1 or not ends or len(row.branches) > 1 or request.best_of > 1 or request.stop:
-        raise InputError(f"beams={n}: beams follow one text that has an end, without guidance, stop and best_of; use beams=1")
+    if not ends or len(row.branches) > 1:
+        raise InputError(f"beams={n}: beams follow one text that has an end, without sampling, guidance, stop and guess; use beams=1")
     branch, slots = row.branches[0], row.automaton.length
     pending, places, block = branch.take()
     count = length(branch.document)
@@ -70,7 +70,7 @@ def search(gpt, request: Request, scores: Callable[[str, Choice, Tensor], Tensor
     _, score, ids = max(done, key=lambda one: one[0])
     codes = row.port.writes.codes(torch.tensor([*pending, *ids]).numpy()[script.open_N[: slots + len(ids)]], script.grid)
     value = row.port.codec.decode(codes)
-    return Result(value, codes, (*pending, *ids), score, Usage(row.read, {row.name: len(pending) + len(ids)}), (Part(value, True, codes),))
+    row.result = Result(value, codes, (*pending, *ids), score, Usage(row.read, {row.name: len(pending) + len(ids)}), (Part(value, True, codes),))
 
 
 def written(ids: list[int], places) -> Written:

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mmgpt.model import evaluating
 from mmgpt.pack import pack
 from mmgpt.types import Part, Usage
 
@@ -30,7 +31,8 @@ def best(gpt, requests: Sequence, run: Callable[[list], list], finished: Callabl
     """The best result of each request; `run` makes the results of a list of requests. Usage counts what all of them wrote."""
     kept = []
     for number, (request, made) in enumerate(zip(requests, attempts(requests, run), strict=True)):
-        scores_N = scores(gpt, request, made, question) if len(made) > 1 else torch.zeros(1)
+        with evaluating(gpt):
+            scores_N = scores(gpt, request, made, question) if len(made) > 1 else torch.zeros(1)
         found = made[int(scores_N.argmax())]
         written = {name: sum(result.usage.written[name] for result in made) for name in found.usage.written}
         kept.append(replace(found, usage=Usage(found.usage.read, written)))
@@ -51,6 +53,7 @@ def attempts(requests: Sequence, run: Callable[[list], list]) -> Iterator[list]:
             yield [next(results) for _ in range(request.best_of)]
 
 
+@torch.inference_mode()
 def scores(gpt, request, results: Sequence, question: str = QUESTION) -> Float[Tensor, "N"]:
     """How good each result is: the log-probability of the request's words read off it, else its own."""
     parts = [part if isinstance(part, Part) else Part(part) for part in request.parts]

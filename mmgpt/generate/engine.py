@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mmgpt.decoders.cache import Cache
-from mmgpt.errors import InputError, LengthError, MmgptError
+from mmgpt.errors import InputError, LengthError
 from mmgpt.generate.beam import search
 from mmgpt.generate.best import best
 from mmgpt.generate.compiled import Step
@@ -75,14 +75,20 @@ class Engine:
     @torch.inference_mode()
     def step(self) -> bool:
         """Every row gets one more id. False when nothing is left to do."""
-        with evaluating(self.gpt) if self.gpt.training else nullcontext():
-            old, new = list(self.rows), self.admit()
-            if old:
-                self.decode(old)
-            for rows, h_RD in new:
-                self.draw(rows, h_RD)
-            for row in [row for row in self.rows if row.done]:
-                self.leave(row)
+        try:
+            with evaluating(self.gpt) if self.gpt.training else nullcontext():
+                old, new = list(self.rows), self.admit()
+                if old:
+                    self.decode(old)
+                for rows, h_RD in new:
+                    self.draw(rows, h_RD)
+                for row in [row for row in self.rows if row.done]:
+                    self.leave(row)
+        except BaseException as error:  # in the midst of a step: nobody knows what was read
+            for row in self.rows:
+                row.error = row.error or (error if isinstance(error, Exception) else InputError("stopped while others were computed: ask again"))
+            self.rows, self.branches, self.cache = [], [], self.gpt.decoder.new_cache(0, 0)
+            raise
         return bool(self.rows or self.waiting)
 
     def stream(self, request: Request) -> Iterator[Event]:
@@ -119,15 +125,14 @@ class Engine:
 
             return best(self.gpt, requests, some_of_them, finished)
         rows = [Row(self.gpt, request) for request in requests]  # every mistake is found before anything is computed
-        for row in rows:
-            if row.request.beams > 1:
-                with evaluating(self.gpt):
-                    row.result = search(self.gpt, row.request, self.scores)
-            else:
-                self.waiting.append(row)
         left = dict(enumerate(rows))
         try:
             with evaluating(self.gpt):
+                for row in rows:
+                    if row.request.beams > 1:
+                        search(self.gpt, row, self.scores)
+                    else:
+                        self.waiting.append(row)
                 while left:
                     self.step()
                     for number in [number for number, row in left.items() if row.done]:
@@ -211,13 +216,14 @@ class Engine:
 
     def read(self, branches: Sequence[Branch], known: Sequence[int]) -> Tensor:
         """Reads documents, but for the positions that are known, and the ids forced after them, in one pass; the vector at the end of each."""
-        cache = self.cache[branches[0].slot : branches[-1].slot + 1]
-        cache.used_R[:] = known
         documents: list[tuple[Document, int, int]] = []
         for branch, n in zip(branches, known, strict=True):
             left, base, block = rest(branch.document, n)
             documents.append(([*left, continued(branch)], base, block))
         columns = max(length(document) for document, *_ in documents)
+        self.make_room(0, max(known) + columns)
+        cache = self.cache[branches[0].slot : branches[-1].slot + 1]
+        cache.used_R[:] = known
         origins = [(base, block) for _, base, block in documents]
         stream = lay([[document] for document, *_ in documents], {}, columns, origins).to(self.gpt.device)
         return self.at(self.gpt(stream, cache), range(len(documents)), [length(document) - 1 for document, *_ in documents])
@@ -310,7 +316,7 @@ def changed(row: Row, choice: Choice, logits_V: Tensor) -> Tensor:
         seen = [index for id in row.ids if (index := choice.index(id)) is not None]
         logits_V = penalised(logits_V, row.sampling, torch.tensor(seen, dtype=torch.long, device=logits_V.device))
     for code, amount in row.sampling.bias:
-        if (index := choice.index(row.head.ids.start + code)) is not None:
+        if (index := choice.index(row.id_of(code))) is not None:
             logits_V = logits_V.index_add(0, torch.tensor([index], device=logits_V.device), logits_V.new_tensor([amount]))
     return logits_V
 
@@ -326,7 +332,7 @@ def pick(choice: Choice, sampling: Sampling, rows: Sequence[Row], logits_RV: Ten
             continue
         try:
             row.push(choice.at(index), log_probability)
-        except MmgptError as error:
+        except Exception as error:  # a codec's, of this row's codes
             row.error = error
 
 

@@ -30,6 +30,7 @@ class Guidance:
     interval: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self):
+        object.__setattr__(self, "interval", tuple(self.interval))
         for name, value, top in [("guidance", self.scale, 100), ("guidance of pictures", self.picture or 0, 100), ("rescale", self.rescale, 1)]:
             if not isinstance(value, (int, float)) or not 0 <= value <= top:
                 raise GuidanceError(f"{name}={value}: use 0 to {top}" + (" (1 is none)" if top > 1 else ""))

@@ -33,7 +33,7 @@ def key_of(document: Document) -> Key:
 def fingerprint(written: Written) -> int:
     """Of the values that are encoded, and of the encoder; below all ids."""
     values = written.prepared.values_NF.contiguous().numpy().tobytes()
-    return -1 - int.from_bytes(blake2b(values + written.encoder.encode(), digest_size=7).digest(), "little")
+    return -1 - int.from_bytes(blake2b(values + f"{written.encoder} {written.prepared.grids}".encode(), digest_size=7).digest(), "little")
 
 
 def shared(a: Key, b: Key) -> int:

@@ -43,6 +43,10 @@ class Request:
     def __post_init__(self):
         if not isinstance(self.best_of, int) or not 1 <= self.best_of <= MAX_BEST_OF:
             raise InputError(f"best_of={self.best_of}: use a whole number from 1 to {MAX_BEST_OF}")
+        if self.best_of > 1 and (self.beams > 1 or not isinstance(self.to, str) or self.to == ANY):
+            raise InputError(
+                f"best_of={self.best_of} of to={self.to!r} with beams={self.beams}: the best of several is of one segment, without beams"
+            )
         if not isinstance(self.beams, int) or not 1 <= self.beams <= 64 or not -10 <= self.length_penalty <= 10:
             raise InputError(f"beams={self.beams}, length_penalty={self.length_penalty}: use 1 to 64 beams, a penalty from -10 to 10")
         if not isinstance(self.guess, int) or not 0 <= self.guess <= 64:

@@ -10,7 +10,7 @@ import torch
 from mmgpt.errors import InputError, LengthError
 from mmgpt.generate.guidance import Guidance
 from mmgpt.generate.request import ANY, Begun, Delta, Done, Ended, Event, Preview, Request, Result
-from mmgpt.layout import Automaton, Choice, Span, choice_of
+from mmgpt.layout import Automaton, Choice, Span, choice_of, without
 from mmgpt.pack import Document, length
 from mmgpt.types import Grid, Part, Usage, Written
 
@@ -55,6 +55,8 @@ class Row:
         self.sizes = [self.size(name, grid) for name, grid in self.wanted]
         if request.stop and not any(issubclass(str, gpt.ports[name].kind) for name, _ in self.wanted):
             raise InputError(f"stop={request.stop}: {', '.join(name for name, _ in self.wanted)} holds no words that could stop it")
+        if request.beams > 1 and (self.free or isinstance(request.to, tuple) or request.stop or request.guess or request.sampling is not None):
+            raise InputError(f"beams={request.beams}: beams follow one text that has an end, without sampling, guidance, stop and guess; use beams=1")
         parts = request.sample
         self.guidance = {name: self.guidance_of(name, parts) for name in self.names}
         samples = [parts, *self.unconditional(parts)]
@@ -129,7 +131,7 @@ class Row:
                     self.choice = None
                     return
             elif choice.forced is None:
-                self.choice = Choice((*choice.spans, *self.begins())) if self.free else choice
+                self.choice = self.with_begins(choice) if self.free else choice
                 return
             else:
                 self.note(choice.forced)
@@ -142,7 +144,8 @@ class Row:
             self.finish()
             self.open(begun, self.gpt.ports[begun].writes.sizes or [self.size(begun, None)])
         self.note(id)
-        if self.request.stop and isinstance(value := self.value(), str):
+        if self.request.stop and issubclass(str, self.port.kind):
+            value = self.value()
             at = min((found for words in self.request.stop if (found := value.find(words)) >= 0), default=-1)
             self.cut = value[:at] if at >= 0 else None
         if self.listening:
@@ -174,6 +177,13 @@ class Row:
         for branch in self.branches:
             branch.push(id, place_3)
 
+    def with_begins(self, choice: Choice) -> Choice:
+        """The choice of a text, and the ids that may begin something else there: such an id stands in it once, or not at all."""
+        spans = list(choice.spans)
+        for begin in self.beginnings().values():
+            spans = [part for span in spans for part in without(span, begin) if part != begin]
+        return Choice((*spans, *self.begins()))
+
     def beginnings(self) -> dict[str, Span]:
         """The ids with which the model may begin a segment of another modality, by name."""
         names = [name for name in self.gpt.heads if name != self.name and getattr(self.gpt.ports[name].writes, "begin", None) is not None]
@@ -191,6 +201,11 @@ class Row:
     def value(self):
         """What is written of the segment so far, as a value."""
         return self.port.codec.decode(self.codes())
+
+    def id_of(self, code: int) -> int:
+        """The id of a code of the segment that is being written."""
+        table = getattr(self.port.writes, "table", None)
+        return self.head.ids.start + code if table is None or code >= len(table) else table[code]
 
     def codes(self, slots: int | None = None) -> np.ndarray:
         script, ids = self.automaton.script, np.asarray(self.ids[:slots], np.int64)

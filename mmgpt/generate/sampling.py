@@ -28,6 +28,7 @@ class Sampling:
     bias: tuple[tuple[int, float], ...] = ()
 
     def __post_init__(self):
+        object.__setattr__(self, "bias", tuple(tuple(pair) for pair in self.bias))
         checks = {
             "temperature": (lambda x: 0 <= x <= 100, "a number from 0 (greedy) to 100"),
             "top_k": (lambda x: x >= 0 and isinstance(x, int), "a whole number, 0 (all) or more"),

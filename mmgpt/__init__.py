@@ -1,4 +1,4 @@
-"""One GPT that reads and writes text and pictures, and reads sound and video: segments in, one stream of vectors, segments out."""
+"""One GPT that reads and writes text, pictures, sound and video: segments in, one stream of vectors, segments out."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -21,6 +21,10 @@ _WHERE = {
     "Conversation": "mmgpt.chat",
     "open_picture": "mmgpt.data.pictures",
     "save_picture": "mmgpt.data.pictures",
+    "open_sound": "mmgpt.data.sound",
+    "save_sound": "mmgpt.data.sound",
+    "open_video": "mmgpt.data.moving",
+    "save_video": "mmgpt.data.moving",
     "MmgptError": "mmgpt.errors",
     "InputError": "mmgpt.errors",
     "LengthError": "mmgpt.errors",
@@ -33,7 +37,9 @@ __all__ = [*_WHERE]
 
 if TYPE_CHECKING:
     from mmgpt.chat import Conversation
+    from mmgpt.data.moving import open_video, save_video
     from mmgpt.data.pictures import open_picture, save_picture
+    from mmgpt.data.sound import open_sound, save_sound
     from mmgpt.errors import CheckpointError, DataError, GuidanceError, InputError, LengthError, MmgptError, TrainingError
     from mmgpt.generate.engine import Engine
     from mmgpt.generate.guidance import Guidance

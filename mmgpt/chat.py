@@ -7,16 +7,18 @@ from pathlib import Path
 
 from PIL.Image import Image, Resampling
 
-from mmgpt.data.pictures import SAVE_OPTIONS, open_picture, save_picture
+from mmgpt.data.files import open_file, save_file, suffix_of
 from mmgpt.errors import InputError
 from mmgpt.generate.engine import Engine
 from mmgpt.generate.request import Delta, Done, Ended, Event, Request
 from mmgpt.types import Part, Segment
 
 QUESTION = "caption:"  # what a picture without words asks
+ORDERS = {"/draw": "image", "/speak": "audio", "/animate": "video", "/any": "any"}  # what is written, where it is not words
 TURNS = 8  # of models that do not say how many they have learned to look back on
-HELP = """  words, or the names of picture files, or both     the model answers in words
-  /draw WORDS     it draws        /any WORDS      it writes words and pictures as it likes
+HELP = """  words, or the names of files, or both     the model answers in words
+  /draw WORDS     it draws        /speak WORDS    it says them
+  /animate WORDS  it animates     /any WORDS      it writes words, pictures, ... as it likes
   /new            it forgets      /quit           the end"""
 
 
@@ -59,8 +61,8 @@ class Conversation:
 
 
 def talk(gpt, lines: Iterator[str], out: Path, show, turns: int | None = None, colours: bool = False) -> None:
-    """A conversation in a terminal: `lines` come from a person, `show(text)` prints. Pictures are saved in the folder `out`."""
-    chat, drawn = Conversation(gpt, turns), 0
+    """A conversation in a terminal: `lines` come from a person, `show(text)` prints. What is no text is saved in the folder `out`."""
+    chat, made = Conversation(gpt, turns), 0
     for line in lines:
         words, to = line.strip(), "text"
         if words in ("/quit", "/exit"):
@@ -73,18 +75,18 @@ def talk(gpt, lines: Iterator[str], out: Path, show, turns: int | None = None, c
         try:
             if words.startswith("/"):
                 order, _, words = words.partition(" ")
-                to = {"/draw": "image", "/any": "any"}.get(order)
+                to = ORDERS.get(order)
                 if to is None or not words.strip():
-                    raise InputError(f"{order} {words}: say /draw WORDS, /any WORDS, /new, /help or /quit")
+                    raise InputError(f"{order} {words}: say {', '.join(f'{known} WORDS' for known in ORDERS)}, /new, /help or /quit")
             told = False
             for event in chat.stream(*said(words), to=to):
                 if isinstance(event, Delta):
                     show(event.text)
                     told = True
-                elif isinstance(event, Ended) and isinstance(event.part.value, Image):
-                    drawn += 1
-                    path = save_picture(event.part.value, free(out, drawn))
-                    show(("\n" if told else "") + (blocks(event.part.value) if colours else "") + f"{path}")
+                elif isinstance(event, Ended) and (suffix := suffix_of(event.part.value)):
+                    made += 1
+                    path = save_file(event.part.value, free(out, made, suffix))
+                    show(("\n" if told else "") + (blocks(event.part.value) if colours and isinstance(event.part.value, Image) else "") + f"{path}")
                     told = True
             show("\n" if told else "(nothing)\n")
         except (InputError, OSError) as error:
@@ -94,7 +96,7 @@ def talk(gpt, lines: Iterator[str], out: Path, show, turns: int | None = None, c
 
 
 def said(line: str) -> Sequence[Segment]:
-    """The words of a line, and the pictures whose files it names, in their order."""
+    """The words of a line, and what is in the files that it names, in their order."""
     try:
         pieces = shlex.split(line)
     except ValueError:  # an apostrophe is no quotation
@@ -102,20 +104,20 @@ def said(line: str) -> Sequence[Segment]:
     found: list[Segment] = []
     for piece in pieces:
         path = Path(os.path.expanduser(piece))
-        if path.suffix.lower() in (*SAVE_OPTIONS, ".jpeg") and path.is_file():
-            found.append(open_picture(path))
+        if suffix_of(path) and path.is_file():
+            found.append(open_file(path))
         elif found and isinstance(found[-1], str):
             found[-1] += f" {piece}"
         else:
             found.append(piece)
-    if not any(isinstance(piece, Image) for piece in found):
+    if all(isinstance(piece, str) for piece in found):
         return [line]  # as it was typed
     return found if any(isinstance(piece, str) for piece in found) else [*found, QUESTION]
 
 
-def free(folder: Path, number: int) -> Path:
+def free(folder: Path, number: int, suffix: str) -> Path:
     """A file name that nobody has yet."""
-    while (path := folder / f"chat-{number}.png").exists():
+    while (path := folder / f"chat-{number}{suffix}").exists():
         number += 1
     return path
 

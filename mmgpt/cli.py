@@ -13,10 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import mmgpt
-from mmgpt import cli_data
+from mmgpt import cli_data, cli_io
 from mmgpt.errors import InputError, MmgptError
-
-CHUNK = 32  # pictures that are opened at a time
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,7 +62,7 @@ def parser() -> Parser:
     top = Parser("mmgpt", description=mmgpt.__doc__, example='mmgpt draw "a rocket, fluent-3d style" -o rocket.png')
     top.add_argument("--version", action="version", version=f"mmgpt {mmgpt.__version__}")
     commands = top.add_subparsers(metavar="COMMAND", required=True)
-    for add in (add_caption, add_draw, add_chat, add_demo, add_info, add_train, add_eval):
+    for add in (add_readings, add_writings, add_chat, add_demo, add_info, add_train, add_eval):
         add(commands)
     cli_data.add_data(commands)
     return top
@@ -76,13 +74,13 @@ def command(commands, name: str, run, summary: str, **settings) -> Parser:
     return added
 
 
-def add_model(added: Parser, positional: bool = False) -> None:
+def add_model(added: Parser, positional: bool = False, default: str = "emoji") -> None:
     """The options of every command that loads a model."""
     what = 'a shipped checkpoint ("emoji") or the folder of one'
     if positional:
         added.add_argument("checkpoint", metavar="CHECKPOINT", help=what)
     else:
-        added.add_argument("--checkpoint", default="emoji", metavar="NAME", help=f"{what}; emoji if left out")
+        added.add_argument("--checkpoint", default=default, metavar="NAME", help=f"{what}; {default} if left out")
     added.add_argument("--weights", choices=("int8", "int4"), help="round the decoder's weights to so many bits (needs torchao)")
     added.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where to compute; cpu if left out")
 
@@ -100,73 +98,38 @@ def load(options: argparse.Namespace):
     return gpt
 
 
-# --- caption --------------------------------------------------------------------------------------------------------------------------
+# --- caption, transcribe, describe; draw, speak, animate ------------------------------------------------------------------------------
 
 
-def add_caption(commands) -> None:
-    added = command(commands, "caption", caption, "Says what pictures show.", example="mmgpt caption cat.png dog.jpg --json")
-    added.add_argument("files", nargs="+", metavar="FILE", help="a PNG, JPEG, WebP or GIF")
-    added.add_argument("--json", action="store_true", help='print [{"file": ..., "caption": ...}, ...]')
-    added.add_argument("--prompt", default="caption:", help='what the model is asked: "caption:" (if left out), "group:", or what it was trained on')
-    add_model(added)
+def add_readings(commands) -> None:
+    for name, task in cli_io.READINGS.items():
+        added = command(commands, name, read_files, task.what, example=task.example)
+        added.add_argument("files", nargs="+", metavar="FILE", help=task.files)
+        added.add_argument("--json", action="store_true", help=f'print [{{"file": ..., "{task.key}": ...}}, ...]')
+        added.add_argument("--prompt", default=task.prompt, help=f'what the model is asked; "{task.prompt}" if left out')
+        add_model(added, default=task.checkpoint)
+        added.set_defaults(task=task, name=name)
 
 
-def caption(options: argparse.Namespace) -> None:
-    for file in options.files:
-        if not Path(file).exists():
-            raise InputError(f"{file!r} does not exist; check the path")
-    mmgpt.open_picture(options.files[0])  # the commonest mistakes are said before the model is loaded
-    gpt, found = load(options), []
-    with bar("reading pictures", len(options.files)) as done:
-        for start in range(0, len(options.files), CHUNK):
-            images = [mmgpt.open_picture(file) for file in options.files[start : start + CHUNK]]
-            found += gpt.caption(images, options.prompt)
-            done(len(found))
-            if not options.json:  # what is known is said at once: a broken picture later on costs nothing
-                print("\n".join(f"{file}: {words}" for file, words in zip(options.files[start:], found[start:], strict=False)), flush=True)
-    if options.json:
-        print(json.dumps([{"file": file, "caption": words} for file, words in zip(options.files, found, strict=True)], ensure_ascii=False, indent=1))
+def read_files(options: argparse.Namespace) -> None:
+    cli_io.read(options, load, bar)
 
 
-# --- draw -----------------------------------------------------------------------------------------------------------------------------
+def write_files(options: argparse.Namespace) -> None:
+    cli_io.write(options, load, bar)
 
 
-def add_draw(commands) -> None:
-    example = 'mmgpt draw "green heart, twemoji style" -o heart.png -n 4 --seed 7'
-    added = command(commands, "draw", draw, "Draws a picture from words.", example=example)
-    added.add_argument("words", nargs="+", metavar="WORDS", help='what to draw: "a thing, NAME style"')
-    added.add_argument("-o", "--out", required=True, metavar="FILE", help=".png, .jpg, .webp or .gif; of several, FILE-1, FILE-2, ...")
-    added.add_argument("-n", "--count", type=positive, default=1, metavar="N", help="how many to draw, 1 if left out")
-    added.add_argument("--guidance", type=float, metavar="SCALE", help="1 is none; the checkpoint's own if left out")
-    added.add_argument("--best-of", type=positive, default=1, metavar="N", help="of each, draw N and keep the one that the model reads best")
-    added.add_argument("--seed", type=natural, default=0, help="another seed, another picture; 0 if left out")
-    add_model(added)
-
-
-def draw(options: argparse.Namespace) -> None:
-    if not " ".join(options.words).strip():
-        raise InputError("0 words to draw: say what the picture shows")
-    paths = outputs(Path(options.out), options.count)
-    gpt, words = load(options), " ".join(options.words)
-    settings = {"guidance": options.guidance, "best_of": options.best_of}
-    requests = [mmgpt.Request([words], "image", seed=options.seed + n, **settings) for n in range(options.count)]
-    with bar(f"drawing {words[:40]!r}", options.count * options.best_of) as done:
-        mmgpt.Engine(gpt).run(
-            requests,
-            lambda finished, of: done(finished),
-            lambda n, result: print(mmgpt.save_picture(result.value, paths[n]), flush=True),  # at once: Ctrl-C leaves what is done
-        )
-
-
-def outputs(path: Path, count: int) -> list[Path]:
-    """The files that will be written, checked before any work is done: "a.png" of three gives a-1.png, a-2.png, a-3.png."""
-    from mmgpt.data.pictures import SAVE_OPTIONS
-
-    if path.suffix.lower() not in SAVE_OPTIONS:
-        raise InputError(f"-o {path}: the suffix is {path.suffix!r}, use one of {', '.join(SAVE_OPTIONS)}")
-    if not path.parent.is_dir() or path.is_dir():
-        raise InputError(f"-o {path}: {'this is a folder, give a file' if path.is_dir() else f'there is no folder {path.parent}, make it first'}")
-    return [path] if count == 1 else [path.with_stem(f"{path.stem}-{n}") for n in range(1, count + 1)]
+def add_writings(commands) -> None:
+    for name, task in cli_io.WRITINGS.items():
+        added = command(commands, name, write_files, task.what, example=task.example)
+        added.add_argument("words", nargs="+", metavar="WORDS", help=task.words)
+        added.add_argument("-o", "--out", required=True, metavar="FILE", help=f"{', '.join(task.suffixes)}; of several, FILE-1, FILE-2, ...")
+        added.add_argument("-n", "--count", type=positive, default=1, metavar="N", help="how many to make, 1 if left out")
+        added.add_argument("--guidance", type=float, metavar="SCALE", help="1 is none; the checkpoint's own if left out")
+        added.add_argument("--best-of", type=positive, default=1, metavar="N", help="of each, make N and keep the one that the model reads best")
+        added.add_argument("--seed", type=natural, default=0, help="another seed, another result; 0 if left out")
+        add_model(added, default=task.checkpoint)
+        added.set_defaults(task=task, name=name)
 
 
 # --- chat -----------------------------------------------------------------------------------------------------------------------------
@@ -290,7 +253,7 @@ def words_of(settings) -> list[str]:
 
 
 def add_eval(commands) -> None:
-    summary = "Measures a checkpoint: captions, drawings or the image codec."
+    summary = "Measures a checkpoint: captions, drawings, the image codec, speech or video."
     kinds = commands.add_parser("eval", help=summary, description=summary).add_subparsers(metavar="WHAT", required=True)
     example = "mmgpt eval {} --data emoji.parquet"
     of_captions = command(kinds, "caption", evaluate, "Exact names and groups, beside a nearest neighbour.", example=example.format("caption emoji"))
@@ -302,53 +265,65 @@ def add_eval(commands) -> None:
     of_drawings.add_argument("--num", type=positive, default=300, help="how many seen concepts to draw; 300 if left out")
     of_drawings.add_argument("--seed", type=natural, default=0)
     of_codec = command(kinds, "codec", evaluate, "What survives codes, by pixels and by a judge.", example=example.format("codec emoji"))
-    for name, added in {"caption": of_captions, "draw": of_drawings, "codec": of_codec}.items():
+    of_speech = command(kinds, "speech", evaluate, "What is understood, and of what is said.", example="mmgpt eval speech any --data speech")
+    of_speech.add_argument("--data", required=True, metavar="FOLDER", help="of speech, as tools/build_speech.py makes it")
+    of_speech.add_argument("--voice", default="heart", metavar="NAME", help="the voice whose unseen sentences are heard; heart if left out")
+    of_speech.add_argument("--no-judge", action="store_true", help="only what needs no independent recogniser")
+    of_video = command(kinds, "video", evaluate, "Are motions named and drawn?", example=example.format("video any") + " --clips clips.parquet")
+    of_video.add_argument("--clips", required=True, metavar="FILE", help="clips, as tools/build_clips.py makes them")
+    of_video.add_argument("--no-judge", action="store_true", help="only what needs no independent judge")
+    for added in (of_speech, of_video):
+        added.add_argument("--num", type=positive, default=100, help="how many to speak or animate; 100 if left out")
+    for name, added in {"caption": of_captions, "draw": of_drawings, "codec": of_codec, "speech": of_speech, "video": of_video}.items():
         added.set_defaults(what=name)
         add_model(added, positional=True)
-        added.add_argument("--data", required=True, metavar="FILE", help="emoji.parquet, as tools/build_emoji.py makes it")
+        if name != "speech":
+            added.add_argument("--data", required=True, metavar="FILE", help="emoji.parquet, as tools/build_emoji.py makes it")
         added.add_argument("--json", metavar="FILE", help="write all figures to this file too")
 
 
 def evaluate(options: argparse.Namespace) -> None:
-    from mmgpt.data.emoji import load_emoji
     from mmgpt.evaluate.report import report
 
     if options.json and not Path(options.json).parent.is_dir():
         raise InputError(f"--json {options.json}: there is no folder {Path(options.json).parent}, make it first")
     progress_on_stderr()
-    result = EVALUATIONS[options.what](options, load_emoji(options.data))
+    result = EVALUATIONS[options.what](options)
     print(report(result))
     if options.json:
         Path(options.json).write_text(json.dumps({"what": options.what, "checkpoint": options.checkpoint, **result}, indent=1) + "\n")
 
 
-def evaluate_captions(options: argparse.Namespace, rows: list) -> dict:
+def evaluate_captions(options: argparse.Namespace) -> dict:
+    from mmgpt.data.emoji import load_emoji
     from mmgpt.evaluate.caption import evaluate_captions
 
-    gpt = load(options)
+    rows, gpt = load_emoji(options.data), load(options)
     left_out = getattr(gpt.config, "left_out", "") or None  # of a released model nobody can say what it has seen
     if options.leave_out and options.leave_out != left_out:
         raise InputError(f"--leave-out {options.leave_out}: this checkpoint was trained without {left_out or 'nobody'}; ask for that")
     return evaluate_captions(gpt, rows, left_out)
 
 
-def evaluate_drawing(options: argparse.Namespace, rows: list) -> dict:
+def evaluate_drawing(options: argparse.Namespace) -> dict:
+    from mmgpt.data.emoji import load_emoji
     from mmgpt.evaluate.draw import evaluate_drawing
     from mmgpt.evaluate.judge import Judge
 
-    judge, gpt = Judge.load(), load(options)
+    rows, judge, gpt = load_emoji(options.data), Judge.load(), load(options)
     codec = image_codec(gpt, options.checkpoint)  # says so where there is none
     sampling = None if options.temperature is None else replace(gpt.ports["image"].sampling, temperature=options.temperature)
     settings = {"sampling": sampling, "best_of": options.best_of}
     return evaluate_drawing(gpt, rows, judge, options.guidance, options.seed, options.num, codec=codec, **settings)
 
 
-def evaluate_codec(options: argparse.Namespace, rows: list) -> dict:
+def evaluate_codec(options: argparse.Namespace) -> dict:
+    from mmgpt.data.emoji import load_emoji
     from mmgpt.evaluate.codec import evaluate_codec
     from mmgpt.evaluate.judge import Judge
     from mmgpt.train.codec import load_codec
 
-    judge = Judge.load()
+    rows, judge = load_emoji(options.data), Judge.load()
     alone = (Path(options.checkpoint) / "codec.json").is_file()  # what the recipe emoji-codec makes
     codec = load_codec(options.checkpoint).to(options.device) if alone else image_codec(load(options), options.checkpoint)
     return evaluate_codec(codec, rows, judge)
@@ -365,7 +340,37 @@ def image_codec(gpt, place: str):
     return codec.codec
 
 
-EVALUATIONS = {"caption": evaluate_captions, "draw": evaluate_drawing, "codec": evaluate_codec}
+def evaluate_speech(options: argparse.Namespace) -> dict:
+    from mmgpt.data.speech import load_speech
+    from mmgpt.evaluate.hearing import Recogniser
+    from mmgpt.evaluate.speech import evaluate_codec, evaluate_speech
+
+    rows, recogniser = load_speech(options.data), None if options.no_judge else Recogniser.load()
+    if (Path(options.checkpoint) / "codec.json").is_file():  # what the recipe speech-codec makes
+        from mmgpt.decoders.audio_codec import SoundCodec
+        from mmgpt.train.sound import load_codec
+
+        return evaluate_codec(SoundCodec(load_codec(options.checkpoint)), rows, recogniser or Recogniser.load(), options.voice, options.num)
+    return evaluate_speech(load(options), rows, recogniser, options.voice, options.num)
+
+
+def evaluate_video(options: argparse.Namespace) -> dict:
+    from mmgpt.data.emoji import load_emoji
+    from mmgpt.data.footage import load_clips
+    from mmgpt.evaluate.clips import evaluate_clips
+    from mmgpt.evaluate.judge import Judge
+
+    clips, rows, judge = load_clips(options.clips), load_emoji(options.data), None if options.no_judge else Judge.load()
+    return evaluate_clips(load(options), clips, rows, judge, options.num)
+
+
+EVALUATIONS = {
+    "caption": evaluate_captions,
+    "draw": evaluate_drawing,
+    "codec": evaluate_codec,
+    "speech": evaluate_speech,
+    "video": evaluate_video,
+}
 
 
 # --- words to values, progress --------------------------------------------------------------------------------------------------------

@@ -166,6 +166,9 @@ class TextLayout:
     def codes(self, ids: np.ndarray, grid: Grid) -> np.ndarray:
         return ids[~np.isin(ids, self.ends)]
 
+    def id_of(self, code: int) -> int:
+        return self.ids.start + code
+
 
 @dataclass(frozen=True)
 class CodesLayout:
@@ -235,6 +238,68 @@ class CodesLayout:
             return (ids - self.ids.start).reshape(grid)
         order = np.argsort(self.table)
         return order[np.searchsorted(np.asarray(self.table), ids, sorter=order)].reshape(grid)
+
+    def id_of(self, code: int) -> int:
+        return self.ids.start + code if self.table is None or code >= len(self.table) else self.table[code]
+
+
+@dataclass(frozen=True)
+class FramesLayout:
+    """Frames of `quantizers` codes each, as many as it takes (sound): each quantizer has ids of its own. Causal.
+
+    begin  a b  a b  ...  a b  end      `ids`: end, all a's, all b's; `end` may come wherever a frame may, but for the first one
+
+    Every code has a slot of its own. A frame's later codes are drawn knowing its first, as by a depth predictor (Lee et al., 2022,
+    arXiv:2203.01941), but by the decoder itself; none is drawn blindly, as in a delay pattern (Copet et al., 2023, arXiv:2306.05284).
+    """
+
+    begin: int
+    ids: Span
+    quantizers: int = 1
+
+    def __post_init__(self):
+        if self.quantizers < 1 or len(self.ids) <= 1 or (len(self.ids) - 1) % self.quantizers:
+            raise InputError(f"{len(self.ids)} ids for {self.quantizers} quantizers: one for the end, and as many of each quantizer")
+
+    @property
+    def end(self) -> int:
+        return self.ids.start
+
+    @property
+    def num_codes(self) -> int:
+        """Of one quantizer."""
+        return (len(self.ids) - 1) // self.quantizers
+
+    @lru_cache(maxsize=2048)  # noqa: B019 - as many lengths as clips may have
+    def script(self, grid: Grid) -> Script:
+        frames, rows, columns = grid
+        if frames < 1 or (rows, columns) != (1, self.quantizers):
+            raise InputError(f"{grid} codes cannot be written by this layout: use (frames, 1, {self.quantizers}), at least 1 frame")
+        spans = [Span(self.end + 1 + n * self.num_codes, self.end + 1 + (n + 1) * self.num_codes) for n in range(self.quantizers)]
+        later = [Span(self.end, spans[0].stop), *spans[1:]]
+        places = np.array([0, *np.repeat(np.arange(1, frames + 1), columns), frames + 1])
+        return script([self.begin, *spans, *later * (frames - 1), self.end], np.repeat(places[:, None], 3, 1), grid, stops=(self.end,))
+
+    def write(self, codes: np.ndarray, learn: bool = False) -> Written:
+        codes = np.asarray(codes)
+        if not np.issubdtype(codes.dtype, np.integer):
+            raise InputError(f"codes of type {codes.dtype}: pass whole numbers")
+        codes = codes.reshape(-1, codes.shape[-1]) if codes.ndim else codes.reshape(1, 1)
+        if codes.size and not 0 <= codes.min() <= codes.max() < self.num_codes:
+            raise InputError(f"codes {codes.min()}..{codes.max()}: this layout writes codes 0..{self.num_codes - 1}")
+        ids = codes + self.end + 1 + np.arange(codes.shape[1]) * self.num_codes
+        written = self.script((len(codes), 1, codes.shape[1])).write(ids, learn)
+        written.choice_N[-1] = True  # where a head wrote codes it also chose to end them
+        return written
+
+    def codes(self, ids: np.ndarray, grid: Grid) -> np.ndarray:
+        """Ids of the open slots -> codes (frames, 1, quantizers) of all frames that are complete."""
+        ids = ids[ids != self.end]
+        frames_TK = ids[: len(ids) // self.quantizers * self.quantizers].reshape(-1, self.quantizers)
+        return (frames_TK - self.end - 1 - np.arange(self.quantizers) * self.num_codes)[:, None]
+
+    def id_of(self, code: int) -> int:
+        return self.end + 1 + code
 
 
 @dataclass(frozen=True)

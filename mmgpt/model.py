@@ -24,7 +24,7 @@ from mmgpt.encoders.codes import Table
 from mmgpt.errors import InputError, TrainingError
 from mmgpt.generate.guidance import unconditional_form
 from mmgpt.generate.sampling import GREEDY, Sampling
-from mmgpt.layout import CodesLayout, Span, TextLayout, VectorsLayout
+from mmgpt.layout import CodesLayout, FramesLayout, Span, TextLayout, VectorsLayout
 from mmgpt.pack import Document
 from mmgpt.types import Grid, Part, Prepared, Sample, Segment, Stream, Written
 
@@ -55,7 +55,7 @@ class Port:
     encoder: nn.Module | None = None  # with `reads`: given segments become vectors
     reads: VectorsLayout | None = None
     codec: Codec | None = None  # with `writes`: learned segments (and given ones, without `reads`) become codes
-    writes: TextLayout | CodesLayout | None = None
+    writes: TextLayout | CodesLayout | FramesLayout | None = None
     grid: Grid | None = None  # the size that is written where the caller names none (text: at most so many ids)
     head: Callable[[nn.Embedding, Span], nn.Module] = TableHead
     sampling: Sampling = GREEDY  # how its codes are drawn, and with which guidance, where the caller does not say
@@ -154,8 +154,8 @@ class GPT(nn.Module):
         scored = zip(stream.targets, heads, rows_of(heads), strict=True)
         return {t.head: head.loss(h_ND.index_select(0, t.slot_N), t.id_N, z_loss, rows) for t, head, rows in scored}
 
-    def generate(self, parts: Sequence[Segment | Part], to: str = "text", **settings) -> Segment:
-        """Reads `parts` in order and writes one segment of modality `to`. Settings: see `generate.engine.Request`.
+    def generate(self, parts: Sequence[Segment | Part], to: str | tuple[str, ...] = "text", **settings) -> Segment:
+        """Reads `parts` in order and writes a segment of modality `to`, or a list of several. Settings: see `generate.request.Request`.
 
         gpt.generate([picture, "caption:"], to="text") -> str
         gpt.generate(["a red apple"], to="image", guidance=3.0, seed=7) -> PIL.Image.Image

@@ -1,9 +1,13 @@
-"""Settings -> a whole model in our own format: text and pictures, read and written by one decoder; and its checkpoint folder.
+"""Settings -> a whole model in our own format: text and pictures, sound and video if asked for, one decoder; and its checkpoint folder.
 
-ids     text ids, END | BEGIN, picture begin, picture end | picture codes
+ids     text ids, END | BEGIN, picture begin, picture end | picture codes | sound begin, sound end | sound END, codes | video begin, video end
 text    ids END
 picture, read      begin  patches  end     (the patches read each other)
 picture, written   begin  codes    end     (causal, in reading order)
+sound, read        begin  frames   end     (causal)
+sound, written     begin  codes    END     (causal, as many frames as it takes)
+video, read        begin  patches of all frames  end     (the patches read each other)
+video, written     begin  codes of all frames    end     (causal: a frame reads those before it)
 """
 
 import json
@@ -16,17 +20,58 @@ import torch
 from torch import Tensor
 
 from mmgpt.checkpoint import load_exactly, match, parsed, read_folder, write_folder
+from mmgpt.decoders.audio_codec import AudioCodec, AudioCodecConfig, SoundCodec
 from mmgpt.decoders.image_codec import ImageCodec, ImageCodecConfig, PictureCodec
 from mmgpt.decoders.transformer import DecoderConfig
-from mmgpt.encoders.image import TOWERS, square_encoder
+from mmgpt.decoders.video_codec import VideoCodec
+from mmgpt.encoders.audio import FrameEncoder, MelEncoder
+from mmgpt.encoders.image import TOWERS, PatchEncoder, square_encoder
 from mmgpt.encoders.text import TextCodec
+from mmgpt.encoders.video import VideoEncoder
 from mmgpt.errors import CheckpointError, InputError, MmgptError
 from mmgpt.generate.sampling import Sampling
-from mmgpt.layout import CodesLayout, Span, TextLayout, VectorsLayout
+from mmgpt.layout import CodesLayout, FramesLayout, Span, TextLayout, VectorsLayout
 from mmgpt.model import GPT, Port
 from mmgpt.tensorfile import AGAIN
+from mmgpt.types import Audio, Video
 
+SOUND_ENCODERS = {"mel": MelEncoder, "frames": FrameEncoder}
 MAX_SIDE = 4096  # pixels of a picture's side, as much as any picture may have that is opened
+
+
+@dataclass(frozen=True)
+class SoundConfig:
+    """How sound is read, by a `mel` or a `frames` encoder, and written, by the codec; each up to `seconds`."""
+
+    codec: AudioCodecConfig = field(default_factory=AudioCodecConfig)
+    encoder: str = "mel"
+    seconds: float = 6.0
+    temperature: float = 0.7
+    guidance: float = 1.0
+
+    def __post_init__(self):
+        if self.encoder not in SOUND_ENCODERS or not 0 < self.seconds <= 600:
+            raise InputError(f"encoder={self.encoder!r}, seconds={self.seconds}: use one of {', '.join(SOUND_ENCODERS)}, and up to 600 seconds")
+
+    @property
+    def frames(self) -> int:
+        """The most frames of codes that are written."""
+        return max(1, int(self.seconds * self.codec.rate / self.codec.hop))
+
+
+@dataclass(frozen=True)
+class VideoConfig:
+    """`frames` of `side` pixels are written and shown `fps` a second; as many are read, each as a picture is."""
+
+    frames: int = 6
+    side: int = 64
+    fps: float = 6.0
+    temperature: float = 0.3
+    guidance: float = 1.0
+
+    def __post_init__(self):
+        if not (1 <= self.frames <= 1000 and 1 <= self.side <= MAX_SIDE and 0 < self.fps <= 1000):
+            raise InputError(f"frames={self.frames}, side={self.side}, fps={self.fps}: use 1 to 1000 frames, 1 to {MAX_SIDE} pixels, up to 1000 fps")
 
 
 @dataclass(frozen=True)
@@ -48,6 +93,8 @@ class NativeConfig:
     left_out: str = ""  # the artist that the model was trained without, so that an evaluation can refuse another
     tower: str = ""  # "efficientnet-lite0": patches are seen by it, instead of by what patch_hidden and conv_stem say
     turns: int = 0  # of a conversation that the model has learned to look back on
+    audio: SoundConfig | None = None
+    video: VideoConfig | None = None
 
     def __post_init__(self):
         sides = (self.patch, *self.codec.stride)
@@ -55,6 +102,8 @@ class NativeConfig:
             raise InputError(
                 f"picture={self.picture}, max_length={self.max_length}, max_text={self.max_text}: use 1 to {MAX_SIDE} pixels, lengths of at least 1"
             )
+        if self.video and any(side < 1 or self.video.side % side for side in self.codec.stride):
+            raise InputError(f"video frames of {self.video.side} pixels in codes of {self.codec.stride}: use a side that they divide")
         if any(side < 1 or self.picture % side for side in sides):
             raise InputError(
                 f"pictures of {self.picture} pixels in patches of {self.patch} and codes of {self.codec.stride}: use sides that divide them"
@@ -76,11 +125,13 @@ class Ids:
         return Span(self.used - count, self.used)
 
 
-def build(config: NativeConfig, text: TextCodec, codec: ImageCodec) -> GPT:
+def build(config: NativeConfig, text: TextCodec, codec: ImageCodec, sound: AudioCodec | None = None) -> GPT:
     if text.num_codes > config.num_text or codec.config != config.codec:
         raise InputError(
             f"{text.num_codes} text ids for num_text={config.num_text}, {codec.config} for {config.codec}: use the codecs of this config"
         )
+    if (config.audio and sound and sound.config) != (config.audio and config.audio.codec):
+        raise InputError(f"a sound codec of {sound and sound.config} for {config.audio and config.audio.codec}: use the codec of this config")
     ids = Ids()
     words = ids.take(config.num_text + 1)  # END is the last of them: a head that writes text also ends it
     begin, open_picture, close_picture = (ids.take().start for _ in range(3))
@@ -99,16 +150,53 @@ def build(config: NativeConfig, text: TextCodec, codec: ImageCodec) -> GPT:
             guidance=config.guidance,
         ),
     }
+    if config.audio:
+        ports["audio"] = sound_port(config.audio, sound, config.decoder.width, ids)
+    if config.video:
+        ports["video"] = video_port(config.video, codec, ports["image"].encoder, codes, ids)
     model = GPT(config.decoder, ports, ids.used, begin, config.max_length)
     model.config = config
     return model
 
 
-def build_from(model: GPT, config: NativeConfig) -> GPT:
-    """A model of another config with all weights that both have: what the config adds is new."""
-    made = build(config, model.ports["text"].codec, model.codecs["image"].codec)
-    known = made.state_dict()
-    made.load_state_dict({name: t for name, t in model.state_dict().items() if name in known and known[name].shape == t.shape}, strict=False)
+def sound_port(config: SoundConfig, codec: AudioCodec, width: int, ids: Ids) -> Port:
+    opened, closed = (ids.take().start for _ in range(2))
+    quantizers = config.codec.quantizers
+    return Port(
+        Audio,
+        SOUND_ENCODERS[config.encoder](width, max_seconds=config.seconds),
+        VectorsLayout(opened, closed, whole=False, flat=True),
+        SoundCodec(codec),
+        FramesLayout(opened, ids.take(1 + config.codec.num_codes * quantizers), quantizers),
+        (config.frames, 1, quantizers),
+        sampling=Sampling(config.temperature),
+        guidance=config.guidance,
+    )
+
+
+def video_port(config: VideoConfig, codec: ImageCodec, image: PatchEncoder, codes: Span, ids: Ids) -> Port:
+    """Frames are pictures: seen by the same encoder, written in the same codes."""
+    opened, closed = (ids.take().start for _ in range(2))
+    return Port(
+        Video,
+        VideoEncoder(image, config.frames, seen=True),
+        VectorsLayout(opened, closed),
+        VideoCodec(codec, config.side, config.frames, config.fps),
+        CodesLayout(opened, codes, closed),
+        (config.frames, *(config.side // stride for stride in codec.stride)),
+        sampling=Sampling(config.temperature),
+        guidance=config.guidance,
+    )
+
+
+def build_from(model: GPT, config: NativeConfig, sound: AudioCodec | None = None) -> GPT:
+    """A model of another config with all weights that both have: what the config adds is new, and so are ids behind those there were."""
+    made = build(config, model.ports["text"].codec, model.codecs["image"].codec, sound or getattr(model.ports.get("audio"), "codec", None))
+    known, found = made.state_dict(), model.state_dict()
+    kept = {name: t for name, t in found.items() if name in known and known[name].shape == t.shape}
+    rows = min(len(known["table.weight"]), len(found["table.weight"]))
+    kept["table.weight"] = torch.cat([found["table.weight"][:rows], known["table.weight"][rows:]])
+    made.load_state_dict(kept, strict=False)
     return made
 
 
@@ -136,9 +224,14 @@ def load(folder: str | Path, device: torch.device | str = "cpu") -> GPT:
     config = config_from(parsed(texts["config.json"], f"{folder}: config.json"), folder)
     text, found = TextCodec.from_text(texts["tokenizer.json"]), tensors.get("model.safetensors", {})
     fit(config, text, found, folder)
-    model = build(config, text, ImageCodec(config.codec))
+    model = build(config, text, *codecs_of(config))
     load_exactly(model, found, folder)
     return model.to(device).eval()
+
+
+def codecs_of(config: NativeConfig) -> tuple[ImageCodec, AudioCodec | None]:
+    """The codecs of a config, as they are before their weights are loaded."""
+    return ImageCodec(config.codec), AudioCodec(config.audio.codec) if config.audio else None
 
 
 def fit(config: NativeConfig, text: TextCodec, found: Mapping[str, Tensor], folder: str | Path) -> None:
@@ -151,7 +244,7 @@ def fit(config: NativeConfig, text: TextCodec, found: Mapping[str, Tensor], fold
                 f"and {config.codec.num_codes} codes: {AGAIN}"
             )
         with torch.device("meta"):
-            match(build(config, text, ImageCodec(config.codec)).state_dict(), found, folder)
+            match(build(config, text, *codecs_of(config)).state_dict(), found, folder)
     except MmgptError:
         raise
     except (TypeError, ValueError, ArithmeticError, AttributeError, IndexError, RuntimeError) as error:
@@ -168,19 +261,30 @@ def config_from(values: dict, folder: str | Path) -> NativeConfig:
     if unknown or not {"decoder", "codec"} <= set(values):
         raise CheckpointError(f"{folder}: config.json has unknown fields {unknown} or lacks decoder or codec: it is of a newer version of mmgpt")
     try:
-        decoder, codec = ({k: tuple(v) if isinstance(v, list) else v for k, v in values.pop(part).items()} for part in ("decoder", "codec"))
+        decoder, codec = (settings(values.pop(part)) for part in ("decoder", "codec"))
         if isinstance(decoder.get("qk_norm"), bool):  # as it was written before there were several
             decoder["qk_norm"] = "rms" if decoder["qk_norm"] else ""
-        return of_kind(NativeConfig, values | {"decoder": of_kind(DecoderConfig, decoder), "codec": of_kind(ImageCodecConfig, codec)})
-    except (TypeError, AttributeError, ArithmeticError) as error:
+        audio, video = (settings(values.pop(part, None) or {}) for part in ("audio", "video"))
+        parts = {"decoder": of_kind(DecoderConfig, decoder), "codec": of_kind(ImageCodecConfig, codec)}
+        if audio:
+            parts["audio"] = of_kind(SoundConfig, audio | {"codec": of_kind(AudioCodecConfig, settings(audio["codec"]))})
+        if video:
+            parts["video"] = of_kind(VideoConfig, video)
+        return of_kind(NativeConfig, values | parts)
+    except (TypeError, KeyError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(f"{folder}: config.json does not fit ({error}): it is of another version of mmgpt") from None
+
+
+def settings(values: Any) -> dict:
+    """JSON's lists as tuples."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
 
 
 def of_kind(kind: type, values: dict) -> Any:
     """A config of JSON's values, each of the type that its field has where nothing is said; TypeError where one is not."""
     for f in fields(kind):
         value, default = values.get(f.name), f.default
-        if f.name not in values or default is MISSING:
+        if f.name not in values or default is MISSING or default is None:
             continue
         numbers = isinstance(default, tuple) and isinstance(value, tuple) and all(type(v) in (int, float) for v in value)
         if not numbers and type(value) is not type(default) and (type(value), type(default)) != (int, float):

@@ -89,9 +89,10 @@ def blocks_of(written: Written, first: int) -> np.ndarray:
 def targets(ids_BT: np.ndarray, learn_BT: np.ndarray, heads: dict[str, Span]) -> tuple[Target, ...]:
     """`learn_BT` 0: no target; 1, 2, ...: of the first head, the second, ...; ANY: of the head whose span holds the id."""
     flat, learn, at = ids_BT.reshape(-1), learn_BT.reshape(-1), np.flatnonzero(learn_BT)
-    found = []
+    found, free = [], learn[at] == ANY
     for number, (name, span) in enumerate(heads.items(), 1):
-        mine = at[(learn[at] == number) | ((learn[at] == ANY) & (flat[at] >= span.start) & (flat[at] < span.stop))]
+        held = free & (flat[at] >= span.start) & (flat[at] < span.stop)
+        mine, free = at[(learn[at] == number) | held], free & ~held  # of heads that score the same ids the first
         if len(mine):
             found.append(Target(name, torch.from_numpy(mine - 1), torch.from_numpy(flat[mine])))
     return tuple(found)

@@ -44,6 +44,16 @@ def tiny_folder(tiny, tmp_path_factory) -> Path:
     return save(tiny, tmp_path_factory.mktemp("checkpoints") / "tiny", card="# tiny\n\nUntrained, for tests.\n")
 
 
+@pytest.fixture(scope="session")
+def any_folder(tmp_path_factory) -> Path:
+    """A tiny model of all four modalities as a checkpoint folder."""
+    from tiny import any_gpt
+
+    from mmgpt.native import save
+
+    return save(any_gpt(), tmp_path_factory.mktemp("checkpoints") / "any", card="# any\n\nUntrained, for tests.\n")
+
+
 def pytest_collection_modifyitems(items):
     """Tests that fork this process come first: once autograd has threads of its own, nothing can be learned in a fork."""
     items.sort(key=lambda item: item.path.name != "test_ranks.py")

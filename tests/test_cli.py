@@ -53,6 +53,28 @@ def test_draw_writes_what_it_prints_and_the_seed_decides(tiny_folder, tmp_path, 
     assert sorted(path.name for path in tmp_path.glob("*.png")) == ["more-1.png", "more-2.png", "more-3.png", "one.png"]
 
 
+def test_sound_and_video_come_and_go(any_folder, tmp_path, capsys):
+    """Words are spoken and animated into files, which are transcribed and described."""
+    model, sound, film = ["--checkpoint", str(any_folder)], tmp_path / "cat.wav", tmp_path / "cat.gif"
+    assert main(["speak", "a", "cat", "-o", str(sound), "--seed", "1", *model]) == 0
+    assert main(["animate", "a cat", "-o", str(film), "-n", "2", *model]) == 0
+    made = capsys.readouterr().out.splitlines()
+    assert made == [str(sound), str(tmp_path / "cat-1.gif"), str(tmp_path / "cat-2.gif")] and all(Path(line).is_file() for line in made)
+    assert main(["transcribe", str(sound), "--json", *model]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert found["file"] == str(sound) and isinstance(found["text"], str)
+    assert main(["describe", *made[1:], *model]) == 0
+    assert [line.split(": ")[0] for line in capsys.readouterr().out.splitlines()] == made[1:]
+
+
+def test_mistakes_with_sound_and_video_are_one_line(any_folder, tiny_folder, picture_file, tmp_path, capsys):
+    model = ["--checkpoint", any_folder]
+    assert ".wav, .flac, .mp3, .ogg" in refused(capsys, "speak", "hello", "-o", tmp_path / "a.png", *model)
+    assert "0 words to speak: say what to say" in refused(capsys, "speak", " ", "-o", tmp_path / "a.wav", *model)
+    assert "formats" in refused(capsys, "transcribe", picture_file, *model)
+    assert "this model writes text, image" in refused(capsys, "animate", "a cat", "-o", tmp_path / "a.gif", "--checkpoint", tiny_folder)
+
+
 def test_demo_draws_a_sheet(tiny_folder, picture_file, tmp_path, capsys):
     assert main(["demo", str(picture_file), "-o", str(tmp_path / "demo"), "--checkpoint", str(tiny_folder)]) == 0
     assert "red.png" in capsys.readouterr().out

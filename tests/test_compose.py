@@ -102,23 +102,18 @@ def test_whisper_tower(tmp_path):
     assert gap(found[:14], wanted[0, :14]) < 1e-3 and gap(found[16:30], wanted[1, :14]) < 1e-5 and found.shape == (32, 16)
 
 
+SMALL_CODEC = {"codebook_size": 16, "num_filters": 4, "upsampling_ratios": [4, 2], "hidden_size": 16}
+MIMI = {"num_residual_layers": 1, "vector_quantization_hidden_dimension": 8, "codebook_dim": 8, "num_quantizers": 4, "num_semantic_quantizers": 1}
+MIMI |= {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 16, "upsample_groups": 16}
+DAC = {"encoder_hidden_size": 8, "downsampling_ratios": [2, 4], "decoder_hidden_size": 16, "codebook_size": 16, "codebook_dim": 4, "n_codebooks": 3}
+SOUND = {"mimi": SMALL_CODEC | MIMI, "encodec": SMALL_CODEC | {"codebook_dim": 16, "num_lstm_layers": 1}, "dac": DAC}
+
+
 def test_sound_codecs(tmp_path):
     import transformers
 
-    small = {"codebook_size": 16, "num_filters": 4, "upsampling_ratios": [4, 2], "hidden_size": 16}
-    mimi = {"num_residual_layers": 1, "vector_quantization_hidden_dimension": 8, "codebook_dim": 8, "num_quantizers": 4, "num_semantic_quantizers": 1}
-    mimi |= {
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-        "intermediate_size": 16,
-        "upsample_groups": 16,
-    }
-    dac = {"encoder_hidden_size": 8, "downsampling_ratios": [2, 4], "decoder_hidden_size": 16, "codebook_size": 16, "codebook_dim": 4}
-    sizes = {"mimi": small | mimi, "encodec": small | {"codebook_dim": 16, "num_lstm_layers": 1}, "dac": dac | {"n_codebooks": 3}}
     sound = Audio(torch.randn(480) / 4, 24_000)
-    for kind, values in sizes.items():
+    for kind, values in SOUND.items():
         torch.manual_seed(0)
         theirs = getattr(transformers, {"mimi": "MimiModel", "encodec": "EncodecModel", "dac": "DacModel"}[kind])(
             transformers.CONFIG_MAPPING[kind](**values, sampling_rate=24_000)
@@ -128,9 +123,30 @@ def test_sound_codecs(tmp_path):
         with torch.no_grad():
             wanted = theirs.encode(sound.samples[None, None]).audio_codes
             codes = codec.encode(sound)
-            assert codes.tolist() == wanted.reshape(codes.shape).tolist() and codes.ndim == 2 and codec.num_codes == 16, kind
+            assert codes.T.tolist() == wanted.reshape(codes.T.shape).tolist() and codes.ndim == 2 and codec.num_codes == 16, kind
             made = theirs.decode(wanted, [None]) if kind == "encodec" else theirs.decode(audio_codes=wanted)
             assert gap(codec.decode(codes).samples, made.audio_values.reshape(-1)) < 1e-4 and codec.decode(codes).rate == 24_000, kind
+
+
+@pytest.mark.parametrize("kind", ["mimi", "encodec", "dac"])
+def test_a_composition_speaks(tmp_path, kind):
+    """Codes of a released sound codec, frame by frame, are written and read; the folder of it all speaks alike."""
+    import transformers
+
+    torch.manual_seed(0)
+    name = {"mimi": "MimiModel", "encodec": "EncodecModel", "dac": "DacModel"}[kind]
+    getattr(transformers, name)(transformers.CONFIG_MAPPING[kind](**SOUND[kind], sampling_rate=24_000)).eval().save_pretrained(tmp_path / "codec")
+    released(tmp_path / "text", "llama", {"tie_word_embeddings": True})
+    codec = SoundCodes.load(tmp_path / "codec")
+    gpt = compose(tmp_path / "text", audio_out=codec, seconds=0.004, policy={"decoder": FROZEN})
+    frames, _, quantizers = gpt.ports["audio"].grid
+    sound = Audio(torch.randn(480) / 4, 24_000)
+    (written,) = gpt.write([Part(sound, learn=True)])[-1:]
+    assert len(written) == 2 + codec.encode(sound).size and codec.encode(sound).shape[1] == quantizers
+    made = gpt.generate(["a red"], to="audio", seed=1)
+    assert made.rate == 24_000 and made.samples.numel() and frames >= 1
+    again = mmgpt.load(mmgpt.save(gpt, tmp_path / "both"))
+    assert gap(again.generate(["a red"], to="audio", seed=1).samples, made.samples) < 1e-4
 
 
 class Shades(torch.nn.Module):

@@ -28,6 +28,27 @@ def test_image_generation_writes_a_contact_sheet(tiny_folder, tmp_path):
     assert open_picture(out).width == 3 * 136
 
 
+def test_speech_goes_out_and_comes_in(any_folder, tmp_path, capsys):
+    from tiny import picture
+
+    model, picture_file, sound = ["--checkpoint", str(any_folder)], tmp_path / "cat.png", tmp_path / "cat.wav"
+    picture(1).save(picture_file)
+    example("speak").main(["a cat", "-o", str(sound), *model])
+    assert "seconds more" in capsys.readouterr().out and sound.is_file()
+    example("transcribe").main([str(sound), "--draw", str(tmp_path / "heard.png"), *model])
+    assert open_picture(tmp_path / "heard.png").size == (16, 16) and str(sound) in capsys.readouterr().out
+    example("speak").main(["--picture", str(picture_file), "-o", str(tmp_path / "named.wav"), *model])
+    assert (tmp_path / "named.wav").is_file()
+
+
+def test_clips_go_out_and_come_in(any_folder, tmp_path, capsys):
+    film = tmp_path / "cat.gif"
+    example("animate").main(["a cat", "-o", str(film), "--checkpoint", str(any_folder)])
+    example("describe").main([str(film), "--checkpoint", str(any_folder)])
+    out = capsys.readouterr().out
+    assert "2 of 3 frames" in out and "seen in it:" in out and "its first frame alone" in out and film.is_file()
+
+
 def test_train_tiny_makes_every_loss_fall(tmp_path, capsys):
     falls = example("train_tiny").main(20, str(tmp_path / "run"))
     for name, (first, last) in falls.items():

@@ -1,16 +1,19 @@
 """An untrained tiny GPT and pictures for tests: 2 x 4 codes and 4 patches a picture, bold weights, the same whenever it is built."""
 
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
 import torch
 from PIL import Image
 
+from mmgpt.decoders.audio_codec import AudioCodec, AudioCodecConfig
 from mmgpt.decoders.image_codec import ImageCodec, ImageCodecConfig
 from mmgpt.decoders.transformer import DecoderConfig
 from mmgpt.encoders.text import TextCodec
 from mmgpt.model import GPT
-from mmgpt.native import NativeConfig, build
+from mmgpt.native import NativeConfig, SoundConfig, VideoConfig, build, build_from
+from mmgpt.types import Audio, Video
 
 GRID = (1, 2, 4)  # the codes of a picture of 16 x 16 pixels
 
@@ -37,6 +40,24 @@ def tiny_gpt(seed: int = 0, max_length: int = 256, **changes) -> GPT:
 
 def picture(seed: int = 0, side: int = 16) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8))
+
+
+def tone(seconds: float = 0.3, pitch: float = 200.0, rate: int = 16_000) -> Audio:
+    return Audio(torch.sin(torch.arange(int(seconds * rate)) * (2 * torch.pi * pitch / rate)) * 0.3, rate)
+
+
+def clip(frames: int = 3, seed: int = 0) -> Video:
+    return Video(tuple(picture(seed + n) for n in range(frames)), 3.0)
+
+
+def any_gpt(seed: int = 0, quantizers: int = 2, **changes):
+    """A tiny model that reads and writes all four modalities."""
+    base = tiny_gpt(seed, **changes)
+    codec = AudioCodecConfig(levels=(4, 4), quantizers=quantizers, width=16, blocks=1)
+    config = replace(base.config, audio=SoundConfig(codec, seconds=0.4, temperature=1.0), video=VideoConfig(3, 16, 3.0))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build_from(base, config, AudioCodec(codec)).eval()
 
 
 def learned(gpt: GPT, stream, head: str, rate: float, steps: int) -> float:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from mmgpt.data.chance import share
+from mmgpt.data.moving import open_video
 from mmgpt.data.pictures import open_picture
 from mmgpt.data.read import TEXT_COLUMNS, checked_text
 from mmgpt.data.row import Row
@@ -34,7 +35,12 @@ class Kind:
     learn: bool = False
 
 
-KINDS = {"text": Kind(lambda words: checked_text(words, "a part"), False, True), "image": Kind(open_picture), "audio": Kind(open_sound)}
+KINDS = {
+    "text": Kind(lambda words: checked_text(words, "a part"), False, True),
+    "image": Kind(open_picture),
+    "audio": Kind(open_sound),
+    "video": Kind(open_video),
+}
 
 
 @dataclass(frozen=True)

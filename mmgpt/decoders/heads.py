@@ -103,16 +103,16 @@ class MLPHead(Head):
 def rows_of(heads: Sequence[Head]) -> list[Tensor | None]:
     """What each head scores of a table that several share, cut by one operation: its gradient is written once, not once a head.
 
-    None for heads that must cut it themselves: those without a table, and those whose rows are others' too.
+    None for heads that must cut it themselves: those without a table, and those of whose rows some are others' too.
     """
     found: list[Tensor | None] = [None] * len(heads)
-    order = sorted((n for n, head in enumerate(heads) if isinstance(head, TableHead)), key=lambda n: heads[n].ids.start)
-    spans = [heads[n].ids for n in order]
+    order = [n for n, head in enumerate(heads) if isinstance(head, TableHead)]
+    spans = sorted({heads[n].ids for n in order})  # heads of the same ids share what is cut
     if len({id(heads[n].table) for n in order}) != 1 or any(a.stop > b.start for a, b in pairwise(spans)):
         return found
     edges = [0, *(edge for span in spans for edge in (span.start, span.stop))]
     weight = heads[order[0]].table.weight
-    pieces = weight.split([b - a for a, b in pairwise([*edges, len(weight)])])
-    for n, piece in zip(order, pieces[1::2], strict=True):
-        found[n] = piece
+    pieces = dict(zip(spans, weight.split([b - a for a, b in pairwise([*edges, len(weight)])])[1::2], strict=True))
+    for n in order:
+        found[n] = pieces[heads[n].ids]
     return found

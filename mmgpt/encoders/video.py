@@ -34,14 +34,19 @@ def evenly(count: int, limit: int) -> list[int]:
 
 
 class VideoEncoder(nn.Module):
-    """Every frame through the image encoder, which pictures may share, and a learned vector for its time.
+    """Every frame through the image encoder, and a learned vector for its time.
 
-    Of a longer video `max_frames` are read, evenly spread; each takes as many vectors as a picture of its size.
+    Of a longer video `max_frames` are read, evenly spread; each takes as many vectors as a picture of its size. An image encoder that
+    pictures share is `seen`, not owned: its weights are saved and counted once, with theirs.
     """
 
-    def __init__(self, image: PatchEncoder, max_frames: int = 16):
+    def __init__(self, image: PatchEncoder, max_frames: int = 16, seen: bool = False):
         super().__init__()
-        self.image, self.max_frames = image, max_frames
+        if seen:
+            object.__setattr__(self, "image", image)
+        else:
+            self.image = image
+        self.max_frames = max_frames
         self.time = nn.Embedding(max_frames, image.places.tables[0].shape[1])
         nn.init.normal_(self.time.weight, std=0.02)
 

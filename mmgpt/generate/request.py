@@ -113,11 +113,18 @@ class Delta:
 
 @dataclass(frozen=True)
 class Preview:
-    """What there is of a segment of codes: so many of its rows."""
+    """What there is of a segment of codes: so many of its rows, or of its frames where it has several."""
 
     value: Segment
     rows: int
     of: int
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """More of a sound. All chunks of a segment behind each other are its value."""
+
+    value: Segment
 
 
 @dataclass(frozen=True)
@@ -134,7 +141,7 @@ class Done:
     result: Result
 
 
-Event = Begun | Delta | Preview | Ended | Done
+Event = Begun | Delta | Preview | Chunk | Ended | Done
 
 
 def alone(request: Request, seed: int) -> Request:

@@ -9,7 +9,7 @@ import torch
 
 from mmgpt.errors import InputError, LengthError
 from mmgpt.generate.guidance import Guidance
-from mmgpt.generate.request import ANY, Begun, Delta, Done, Ended, Event, Preview, Request, Result
+from mmgpt.generate.request import ANY, Begun, Chunk, Delta, Done, Ended, Event, Preview, Request, Result
 from mmgpt.layout import Automaton, Choice, Span, choice_of, without
 from mmgpt.pack import Document, length
 from mmgpt.types import Grid, Part, Usage, Written
@@ -117,7 +117,8 @@ class Row:
         self.automaton = Automaton([self.port.writes.script(size) for size in sizes])
         self.sampling = self.request.sampling or self.port.sampling
         self.ids: list[int] = []
-        self.told = 0  # of the segment: characters, or rows of codes
+        self.told = 0  # of the segment: characters, or rows or frames of codes
+        self.chunks = self.port.codec.stream() if self.listening and hasattr(self.port.codec, "stream") else None
         self.cut: str | None = None  # the text, where a stop ended it
         self.tell(Begun(name, self.automaton.script.grid))
 
@@ -204,8 +205,7 @@ class Row:
 
     def id_of(self, code: int) -> int:
         """The id of a code of the segment that is being written."""
-        table = getattr(self.port.writes, "table", None)
-        return self.head.ids.start + code if table is None or code >= len(table) else table[code]
+        return self.port.writes.id_of(code)
 
     def codes(self, slots: int | None = None) -> np.ndarray:
         script, ids = self.automaton.script, np.asarray(self.ids[:slots], np.int64)
@@ -257,7 +257,7 @@ class Row:
             self.events.append(event)
 
     def tell_what_is_new(self, whole=None) -> None:
-        """More of a text, whole characters; one more row of codes."""
+        """More of a text, whole characters; one more row or frame of codes; more of a sound."""
         if issubclass(str, self.port.kind):
             text = whole if whole is not None else self.value().rstrip("\ufffd") if self.cut is None else self.cut
             held = 0 if whole is not None else max((len(words) - 1 for words in self.request.stop), default=0)  # may be the beginning of a stop
@@ -266,13 +266,23 @@ class Row:
                 self.tell(Delta(text[self.told : until]))
                 self.told = until
             return
+        if self.chunks is not None:  # the codec itself goes on from where it was
+            codes = self.codes()
+            if len(codes) > self.told or whole is not None:
+                chunk = self.chunks.push(codes[self.told :], whole is not None)
+                self.told = len(codes)
+                if chunk is not None:
+                    self.tell(Chunk(chunk))
+            return
         script = self.automaton.script
         frames, rows, columns = script.grid
-        done = int(script.open_N[: len(self.ids)].sum()) // columns
-        if done > self.told and frames == 1 and done < rows:
+        one, of = (columns, rows) if frames == 1 else (rows * columns, frames)
+        done = int(script.open_N[: len(self.ids)].sum()) // one
+        if self.told < done < of:
             self.told = done
-            codes = np.asarray(self.ids, np.int64)[script.open_N[: len(self.ids)]][: done * columns]
-            self.tell(Preview(self.port.codec.decode(self.port.writes.codes(codes, (1, done, columns))), done, rows))
+            codes = np.asarray(self.ids, np.int64)[script.open_N[: len(self.ids)]][: done * one]
+            grid = (1, done, columns) if frames == 1 else (done, rows, columns)
+            self.tell(Preview(self.port.codec.decode(self.port.writes.codes(codes, grid)), done, of))
 
 
 def went_on(history: Sequence[int], most: int = 3) -> Sequence[int]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mmgpt.errors import InputError
 from mmgpt.interop.parts import ImageTower, WhisperTower
-from mmgpt.layout import CodesLayout, Span, VectorsLayout
+from mmgpt.layout import CodesLayout, FramesLayout, Span, VectorsLayout
 from mmgpt.model import GPT, Codec, Port
 from mmgpt.types import Audio, Grid
 
@@ -31,7 +31,7 @@ class Policy:
 
 
 FROZEN, LORA, TRAINED = Policy("frozen"), Policy("lora"), Policy("trained")
-PARTS = {"image_in": "image", "image_out": "image", "audio_in": "audio"}  # part -> its port
+PARTS = {"image_in": "image", "image_out": "image", "audio_in": "audio", "audio_out": "audio"}  # part -> its port
 POLICY = {"decoder": LORA, "table": TRAINED, "tower": FROZEN, "projector": TRAINED}
 
 
@@ -40,10 +40,11 @@ class Composed:
     """What a composed model is made of, without its weights: what `mmgpt.save` writes and `mmgpt.load` builds it of again."""
 
     decoder: object  # the config of the decoder's own model: NativeConfig, Released or Composed; None where it was built by hand
-    parts: Mapping[str, Mapping]  # image_in, image_out, audio_in -> its kind and what it is built of, see `composed.facts_of`
+    parts: Mapping[str, Mapping]  # image_in, image_out, audio_in, audio_out -> its kind and what it is built of, see `composed.facts_of`
     image_grid: Grid | None
     policy: Mapping[str, Policy]
     left_out: str = ""  # the artist that the model was trained without, so that an evaluation can refuse another
+    audio_grid: Grid | None = None
 
 
 def compose(
@@ -53,13 +54,16 @@ def compose(
     audio_in: nn.Module | str | Path | None = None,
     image_grid: Grid | None = None,
     policy: Mapping[str, Policy] = POLICY,
+    audio_out: Codec | None = None,
+    seconds: float = 10.0,
 ) -> GPT:
     """The decoder's GPT with ports for pictures and sound. `mmgpt.save` writes it, `mmgpt.load` opens it again.
 
     Models and towers that are passed are taken over, weights and all, not copied: go on with what is returned.
 
     image_in   a tower (`ImageTower`, `FeatureTower`, any encoder) or the folder of one      image_out  a codec of pictures
-    audio_in   a tower of sound or the folder of one                                         image_grid the size that is drawn, in codes
+    audio_in   a tower of sound or the folder of one                                         audio_out  a codec of sound
+    image_grid the size that is drawn, in codes                                              seconds    the most that is spoken
     policy     what is trained, by part: decoder, table, tower, projector
     """
     from mmgpt.hub import load
@@ -71,24 +75,34 @@ def compose(
         raise InputError(f"policy for {sorted(unknown)[0]!r}: the parts are {', '.join(POLICY)}")
     image_in = ImageTower.load(image_in) if isinstance(image_in, (str, Path)) else image_in
     audio_in = WhisperTower.load(audio_in) if isinstance(audio_in, (str, Path)) else audio_in
-    parts = {name: part for name, part in zip(PARTS, (image_in, image_out, audio_in), strict=True) if part is not None}
+    parts = {name: part for name, part in zip(PARTS, (image_in, image_out, audio_in, audio_out), strict=True) if part is not None}
     if not parts:
-        raise InputError("0 parts to compose with the decoder: pass image_in, image_out or audio_in")
+        raise InputError("0 parts to compose with the decoder: pass image_in, image_out, audio_in or audio_out")
     taken = [name for name in parts if PARTS[name] in gpt.ports]
     if taken:
         raise InputError(
             f"{taken[0]} for a decoder with {len(gpt.ports)} ports, {', '.join(gpt.ports)}: it has one for {PARTS[taken[0]]} already; "
             f"leave {taken[0]} out, or compose with a model of text alone"
         )
-    config = Composed(getattr(gpt, "config", None), {name: facts_of(part) for name, part in parts.items()}, image_grid, {**POLICY, **policy})
+    facts = {name: facts_of(part) for name, part in parts.items()}
+    audio_grid = None if audio_out is None else frames_of(audio_out, seconds)
+    config = Composed(getattr(gpt, "config", None), facts, image_grid, {**POLICY, **policy}, audio_grid=audio_grid)
     return assembled(gpt, parts, config).eval()
+
+
+def frames_of(codec: Codec, seconds: float) -> Grid:
+    """The codes of so much sound, counted on a second of silence: frames, 1, codes a frame."""
+    frames, quantizers = codec.encode(Audio(torch.zeros(16_000), 16_000)).shape
+    if not 0 < seconds * frames <= 100_000:
+        raise InputError(f"seconds={seconds} of {frames} frames: use more than 0, up to 100,000 frames in all")
+    return (max(1, int(seconds * frames)), 1, quantizers)
 
 
 def assembled(gpt: GPT, parts: Mapping[str, nn.Module | Codec], config: Composed) -> GPT:
     """A new GPT with the decoder, the heads and the rows of `gpt`, and ports for the parts."""
     width, ports = gpt.decoder.config.width, dict(gpt.ports)
     used = max(gpt.table.num_embeddings, *(span.stop for span in gpt.spans.values()))  # codes with a table of their own lie behind
-    image_in, image_out, audio_in = (parts.get(name) for name in PARTS)
+    image_in, image_out, audio_in, audio_out = (parts.get(name) for name in PARTS)
     if image_in is not None or image_out is not None:
         from mmgpt.native import kind_of_pictures
 
@@ -98,9 +112,14 @@ def assembled(gpt: GPT, parts: Mapping[str, nn.Module | Codec], config: Composed
             kind_of_pictures(), fitted(image_in, width), VectorsLayout(begin, end, flat=True) if image_in is not None else None,
             image_out, CodesLayout(begin, codes, end, flat=True) if image_out is not None else None, config.image_grid,
         )  # fmt: skip
-    if audio_in is not None:
-        ports["audio"] = Port(Audio, fitted(audio_in, width), VectorsLayout(used, used + 1, whole=False, flat=True))
-        used += 2
+    if audio_in is not None or audio_out is not None:
+        begin, end, grid = used, used + 1, config.audio_grid
+        codes = Span(used + 2, used + 2 + (1 + grid[2] * audio_out.num_codes if audio_out is not None else 0))  # the first of them ends
+        used = codes.stop
+        ports["audio"] = Port(
+            Audio, fitted(audio_in, width), VectorsLayout(begin, end, whole=False, flat=True) if audio_in is not None else None,
+            audio_out, FramesLayout(begin, codes, grid[2]) if audio_out is not None else None, grid,
+        )  # fmt: skip
     with torch.device("meta"):  # what is new is given its values below, the rest is there already
         made = GPT(gpt.decoder.config, ports, used, gpt.begin, gpt.max_length, tied=not hasattr(gpt, "output"))
     made.decoder, made.config = gpt.decoder, config

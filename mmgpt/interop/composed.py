@@ -10,19 +10,27 @@ import torch
 from torch import nn
 
 from mmgpt.checkpoint import load_exactly, parsed, read_folder, write_folder
-from mmgpt.decoders.image_codec import ImageCodec, PictureCodec
+from mmgpt.decoders.audio_codec import SoundCodec
+from mmgpt.decoders.image_codec import PictureCodec
 from mmgpt.encoders.text import TextCodec
 from mmgpt.errors import CheckpointError, InputError
 from mmgpt.interop.compose import PARTS, Composed, Policy, assembled
-from mmgpt.interop.parts import ImageTower, WhisperTower
+from mmgpt.interop.parts import ImageTower, SoundCodes, WhisperTower
 from mmgpt.interop.pictures import VQPictures
 from mmgpt.interop.released import TEXTS, Released, family_of, refresh
 from mmgpt.model import GPT, Codec
-from mmgpt.native import NativeConfig, config_from
+from mmgpt.native import NativeConfig, codecs_of, config_from
 from mmgpt.native import build as build_native
 
 # kind of a part -> the class that says its `facts` (what it is built of, without weights) and builds it again `of` them
-KINDS = {"image tower": ImageTower, "whisper tower": WhisperTower, "picture codec": PictureCodec, "vq codec": VQPictures}
+KINDS = {
+    "image tower": ImageTower,
+    "whisper tower": WhisperTower,
+    "picture codec": PictureCodec,
+    "vq codec": VQPictures,
+    "sound codec": SoundCodec,
+    "sound codes": SoundCodes,
+}
 GIVEN = "given"  # a part that only its maker can build
 
 
@@ -48,7 +56,12 @@ def described(config: NativeConfig | Released | Composed | None) -> dict:
         return {"kind": "native", **asdict(config)}
     if not isinstance(config, Composed):
         raise CheckpointError("the decoder's own model was built by hand, so that no settings say how to build it again: keep gpt.state_dict()")
-    about = {"parts": config.parts, "image_grid": config.image_grid, "policy": {name: asdict(p) for name, p in config.policy.items()}}
+    about = {
+        "parts": config.parts,
+        "image_grid": config.image_grid,
+        "audio_grid": config.audio_grid,
+        "policy": {name: asdict(p) for name, p in config.policy.items()},
+    }
     return {"kind": "composed", "decoder": described(config.decoder), **about, "left_out": config.left_out}
 
 
@@ -89,13 +102,14 @@ def built(values: Mapping, texts: Mapping[str, str], folder: Path, given: dict) 
     if kind == "native":
         config = config_from(values, folder)
         with torch.device("cpu"):  # it holds tensors that are in no file
-            codec = ImageCodec(config.codec)
-        return build_native(config, TextCodec.from_text(texts["tokenizer.json"]), codec)
+            codecs = codecs_of(config)
+        return build_native(config, TextCodec.from_text(texts["tokenizer.json"]), *codecs)
     if kind != "composed":
         raise CheckpointError(f"{folder}: a decoder of kind {kind!r}: known are native, released, composed")
     gpt = built(values["decoder"], texts, folder, given)
-    grid, policy = values["image_grid"], {name: Policy(**p) for name, p in values["policy"].items()}
-    config = Composed(gpt.config, values["parts"], grid and tuple(grid), policy, values["left_out"])
+    image_grid, audio_grid = (tuple(grid) if (grid := values.get(name)) else None for name in ("image_grid", "audio_grid"))
+    policy = {name: Policy(**p) for name, p in values["policy"].items()}
+    config = Composed(gpt.config, values["parts"], image_grid, policy, values["left_out"], audio_grid)
     return assembled(gpt, {name: part_of(name, facts, folder, given) for name, facts in config.parts.items()}, config)
 
 

@@ -217,7 +217,7 @@ class WhisperTower(nn.Module):
 
 
 class SoundCodes(nn.Module):
-    """A neural sound codec of transformers: samples at its rate <-> (K, T) residual codes, K codes a frame."""
+    """A neural sound codec of transformers: samples at its rate <-> (T, K) residual codes, K codes a frame."""
 
     def __init__(self, model: nn.Module, quantizers: int = 0):
         super().__init__()
@@ -228,19 +228,26 @@ class SoundCodes(nn.Module):
     def load(cls, folder: str | Path, quantizers: int = 0) -> "SoundCodes":
         return cls(model_of(folder, SOUND_CODECS, "sound codec"), quantizers)
 
+    def facts(self) -> dict:
+        return {"config": plain(self.model.config), "quantizers": self.quantizers}
+
+    @classmethod
+    def of(cls, facts: Mapping, place: Path) -> "SoundCodes":
+        return cls(model_again(facts["config"], SOUND_CODECS, "sound codec", place), facts["quantizers"])
+
     @torch.no_grad()
-    def encode(self, value: Audio, /) -> Int[np.ndarray, "K T"]:
+    def encode(self, value: Audio, /) -> Int[np.ndarray, "T K"]:
         from torchaudio.functional import resample
 
         samples = torch.atleast_2d(value.samples.float()).mean(0)
         samples = resample(samples, int(value.rate), self.rate) if value.rate != self.rate else samples
         asked = {self.count: self.quantizers} if self.quantizers else {}
         codes = self.model.encode(samples[None, None].to(next(self.model.parameters())), **asked).audio_codes
-        return codes.reshape(-1, codes.shape[-1]).cpu().numpy()
+        return codes.reshape(-1, codes.shape[-1]).T.contiguous().cpu().numpy()
 
     @torch.no_grad()
-    def decode(self, codes: Int[np.ndarray, "K T"], /) -> Audio:
-        codes_1KT = torch.from_numpy(np.asarray(codes))[None].to(next(self.model.parameters()).device)
+    def decode(self, codes: Int[np.ndarray, "T *one K"], /) -> Audio:
+        codes_1KT = torch.from_numpy(np.asarray(codes).reshape(-1, codes.shape[-1]).T.copy())[None].to(next(self.model.parameters()).device)
         if self.model.config.model_type == "encodec":
             made = self.model.decode(codes_1KT[None], [None]).audio_values
         else:

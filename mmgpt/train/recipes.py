@@ -138,15 +138,123 @@ def emoji(options: EmojiOptions, settings: Settings, words: Words) -> Job:
         model.encoders["image"].tower = LiteBlocks.load()
     if model.config.tower:
         model.rates = {"encoders.image.tower": options.tower_rate}
-    for name in filter(None, options.frozen.split(",")):
-        if name not in dict(model.named_modules()):
-            raise TrainingError(f"frozen={options.frozen}: {name!r} is no part of this model: use {', '.join(dict(model.named_children()))}")
-        model.get_submodule(name).requires_grad_(False)
+    freeze(model, options.frozen)
     how = {"strength": options.strength, "hide": options.hide, "z_loss": options.z_loss}
     mix = Mix(options.captions, options.draws, options.drop, options.text_weight, options.image_weight, options.row_length, **how)
     card = f"# emoji, trained here\n\nTrained with {words or 'the recipe as it is'}. Not evaluated.\n"
     task = GPTTask(model.to(device_of(options.device)).train(), pixels(chosen), items, mix, settings.seed, card, options.backend, options.leave_out)
     return Job(task, settings, options.out, options.resume)
+
+
+@dataclass(frozen=True)
+class SpeechCodecOptions:
+    """sound <-> codes, on speech (tools/build_speech.py)."""
+
+    data: str = "speech"
+    out: str = "runs/speech-codec"
+    resume: str = "false"
+    hop: int = 640  # samples of a frame: 25 frames a second
+    quantizers: int = 2
+    levels: tuple = (4, 4, 4, 4, 4, 4)
+    width: int = 256
+    blocks: int = 4
+    fine: int = 2
+    batch_size: int = 6
+    seconds: float = 1.6  # of each stretch
+    device: str = "cpu"
+
+
+def speech_codec(options: SpeechCodecOptions, settings: Settings, words: Words) -> Job:
+    from mmgpt.data.speech import load_speech, of
+    from mmgpt.decoders.audio_codec import AudioCodec, AudioCodecConfig
+    from mmgpt.train.sound import SoundTask, long_sound
+
+    torch.manual_seed(settings.seed)
+    shape = {name: getattr(options, name) for name in ("hop", "quantizers", "levels", "width", "blocks", "fine")}
+    codec = AudioCodec(AudioCodecConfig(**shape)).to(device_of(options.device))
+    samples = long_sound(row.sound for row in of(load_speech(options.data), "train"))
+    return Job(SoundTask(codec, samples, options.batch_size, options.seconds, settings.seed), settings, options.out, options.resume)
+
+
+@dataclass(frozen=True)
+class AnyOptions:
+    """text, pictures, sound and video, in and out. `init` is a model of pictures; counts are documents a batch."""
+
+    data: str = "emoji.parquet"
+    speech: str = "speech"
+    clips: str = "clips.parquet"
+    codec: str = "runs/speech-codec/final"
+    out: str = "runs/any"
+    init: str = "emoji"
+    resume: str = "false"
+    voice: str = "heart"  # the one that speaks
+    captions: int = 4
+    draws: int = 6
+    transcribes: int = 8
+    speaks: int = 6
+    describes: int = 2
+    animates: int = 2
+    row_length: int = 512
+    max_length: int = 1024
+    seconds: float = 6.0
+    frames: int = 6
+    side: int = 64  # pixels of the frames that are written
+    encoder: str = "mel"  # or frames
+    drop: float = 0.1
+    hide: float = 0.0
+    strength: float = 1.2
+    skin_weight: float = 0.35
+    frozen: str = ""
+    device: str = "cpu"
+    backend: str = ""
+
+
+def any_to_any(options: AnyOptions, settings: Settings, words: Words) -> Job:
+    from mmgpt.data.emoji import load_emoji, training_rows
+    from mmgpt.data.footage import load_clips
+    from mmgpt.data.speech import load_speech, of
+    from mmgpt.hub import load
+    from mmgpt.native import SoundConfig, VideoConfig, build_from
+    from mmgpt.train.any import clip_codes, clip_directions, picture_directions, speech_codes, speech_directions
+    from mmgpt.train.gpt import GPTTask, Mix
+    from mmgpt.train.mix import MixTask
+    from mmgpt.train.sound import load_codec
+
+    torch.manual_seed(settings.seed)
+    model = load(options.init)
+    if model.config.audio is None or "codec" in words:
+        codec = load_codec(options.codec)
+        audio = SoundConfig(codec.config, options.encoder, options.seconds)
+        video = VideoConfig(options.frames, options.side, float(options.frames))
+        model = build_from(model, replace(model.config, audio=audio, video=video, max_length=options.max_length), codec)
+    freeze(model, options.frozen)
+    model.to(device_of(options.device)).train()
+    if model.config.tower:
+        model.rates = {"encoders.image.tower": 0.2}
+    chosen = training_rows(load_emoji(options.data), model.config.left_out or None)
+    mix = Mix(options.captions, options.draws, options.drop, strength=options.strength)
+    pictures = GPTTask(model, pixels(chosen), [emoji_item(row, options.skin_weight) for row in chosen], mix, left_out=model.config.left_out)
+    speech = of(load_speech(options.speech), "train")
+    clips = [clip for clip in load_clips(options.clips) if clip.split == "train"]
+    hearing, watching = (options.transcribes, options.speaks), (options.describes, options.animates)
+    said = speech_codes(model, speech, options.voice if options.speaks else None)
+    shown = clip_codes(model, clips if options.animates else [])
+    directions = [
+        *picture_directions(pictures),
+        *speech_directions(model, speech, said, hearing, options.voice, options.drop),
+        *clip_directions(model, clips, shown, watching, options.drop),
+    ]
+    card = f"# any, trained here\n\nTrained with {words or 'the recipe as it is'}. Not evaluated.\n"
+    task = MixTask(model, directions, options.row_length, settings.seed, {}, options.hide, card, options.backend)
+    return Job(task, settings, options.out, options.resume)
+
+
+def freeze(model, names: str) -> None:
+    """Parts that stay as they are, with commas between their names."""
+    for name in filter(None, names.split(",")):
+        if name not in dict(model.named_modules()):
+            raise TrainingError(f"frozen={names}: {name!r} is no part of this model: use {', '.join(dict(model.named_children()))}")
+        model.get_submodule(name).requires_grad_(False)
 
 
 @dataclass(frozen=True)
@@ -301,6 +409,10 @@ def split(options, settings: Settings, words: dict[str, str]):
 RECIPES: dict[str, Recipe] = {
     "emoji-codec": Recipe(emoji_codec, CodecOptions(), Settings(minutes=20, learning_rate=2e-3, weight_decay=1e-4, betas=(0.9, 0.99), decay=0.9)),
     "emoji": Recipe(emoji, EmojiOptions(), Settings(minutes=90, learning_rate=1.5e-3, warmup=200, decay=0.4, ema=0.998)),
+    "speech-codec": Recipe(
+        speech_codec, SpeechCodecOptions(), Settings(minutes=40, learning_rate=1.5e-3, warmup=50, decay=0.6, weight_decay=0.01, ema=0.998)
+    ),
+    "any": Recipe(any_to_any, AnyOptions(), Settings(minutes=120, learning_rate=1e-3, warmup=100, decay=0.5, ema=0.998, muon=True)),
     "pictures": Recipe(pictures, PictureOptions(), Settings(steps=1000, learning_rate=5e-4, decay=0.5)),
     "documents": Recipe(documents, DocumentOptions(), Settings(steps=1000, learning_rate=5e-4, decay=0.5)),
 }

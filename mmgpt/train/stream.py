@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mmgpt.data.feed import Feed, joined, states_of
+from mmgpt.data.files import save_file, suffix_of
 from mmgpt.data.inspect import samples_in
 from mmgpt.data.lane import Bad
 from mmgpt.data.mixture import Mixture
@@ -120,9 +121,8 @@ class StreamTask:
                     continue
                 given = [replace(part, learn=False) for part in sample[:-1]]
                 written = self.model.generate(given, to=self.model.port_of(sample[-1].value))
-                if hasattr(written, "save"):  # a picture: a file of its own
-                    written.save(folder / f"{step:07d}-{number}.png")
-                    written = f"{step:07d}-{number}.png"
+                if suffix := suffix_of(written):
+                    written = save_file(written, folder / f"{step:07d}-{number}{suffix}").name
                 lines.append(f"{place}: {' '.join(str(p.value) for p in sample if isinstance(p.value, str))[:200]!r} -> {str(written)!r}")
         (folder / f"{step:07d}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 

@@ -24,6 +24,8 @@ def from_native(gpt: GPT) -> MMGPTForConditionalGeneration:
     """A copy of a native model (of `mmgpt.load("emoji")`, of `mmgpt train`) as a model of transformers."""
     if not isinstance(getattr(gpt, "config", None), NativeConfig):
         raise CheckpointError("this model was not built by mmgpt.native: the adapter takes models in mmgpt's own format")
+    if gpt.config.audio or gpt.config.video:
+        raise CheckpointError(f"a model of {len(gpt.ports)} modalities, {', '.join(gpt.ports)}: the adapter takes those of text and pictures alone")
     model = MMGPTForConditionalGeneration(MMGPTConfig.of(gpt.config)).to(gpt.device, gpt.table.weight.dtype)
     inner = model.model
     inner.get_input_embeddings().weight.zero_()[: len(gpt.table.weight)] = gpt.table.weight

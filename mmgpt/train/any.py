@@ -1,0 +1,108 @@
+"""Pictures, speech and clips with their words -> the directions of a model that reads and writes them all."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmgpt.data.footage import Clip
+from mmgpt.data.speech import Speech, masked, varied
+from mmgpt.errors import TrainingError
+from mmgpt.model import GPT
+from mmgpt.pack import Document
+from mmgpt.train.gpt import GPTTask
+from mmgpt.train.mix import Direction
+from mmgpt.types import Audio, Part, Prepared, Video
+
+TRANSCRIBE, DESCRIBE = "transcribe:", "describe:"
+SHOWN = 3  # of each direction
+
+
+def picture_directions(task: GPTTask) -> list[Direction]:
+    """Captions and drawings, as the recipe of pictures alone makes them."""
+    from torchvision.transforms.v2.functional import to_pil_image
+
+    def of(make: Callable[[int, list[float]], Document]):
+        return lambda item, generator: make(item, torch.rand(2, generator=generator).tolist())
+
+    pictures = [
+        ([Part(to_pil_image(task.pictures[n])), Part(task.items[n].captions[0][0])], "text", task.items[n].captions[0][1])
+        for n in first(task.weight_N, task.mix.captions)
+    ]
+    words = [([Part(task.items[n].draws[0])], "image", task.items[n].draws[0]) for n in first(task.weight_N, task.mix.draws)]
+    return [
+        Direction("caption", task.mix.captions, task.weight_N, of(task.caption), pictures),
+        Direction("draw", task.mix.draws, task.weight_N, of(task.draw), words),
+    ]
+
+
+def speech_directions(
+    gpt: GPT, rows: Sequence[Speech], codes: Sequence[np.ndarray], counts: tuple[int, int], voice: str, drop: float
+) -> list[Direction]:
+    """Any voice to words; words to the voice `voice`. `codes` are the codec's codes of each row, none for rows that are not spoken."""
+    port = gpt.ports["audio"]
+
+    def transcribe(item: int, generator: torch.Generator) -> Document:
+        row = rows[item]
+        prepared = port.encoder.prepare(varied(row.sound, generator))
+        prepared = Prepared(masked(prepared.values_NF, getattr(port.encoder, "mels", 1), generator), prepared.place_N3, prepared.grids)
+        begin, *words = gpt.write([Part(TRANSCRIBE), Part(row.text, learn=True)])
+        return [begin, port.reads.write(prepared, "audio"), *words]
+
+    def speak(item: int, generator: torch.Generator) -> Document:
+        dropped = float(torch.rand((), generator=generator)) < drop
+        return gpt.write([Part("" if dropped else rows[item].text), Part(Audio(torch.zeros(1), 16_000), learn=True, codes=codes[item])])
+
+    heard_N = torch.tensor([1.0 if fits(gpt, row) else 0.0 for row in rows], dtype=torch.double)
+    said_N = torch.tensor([float(row.voice == voice and len(c) > 0) for row, c in zip(rows, codes, strict=True)], dtype=torch.double) * heard_N
+    listening = [([Part(rows[n].sound), Part(TRANSCRIBE)], "text", rows[n].text) for n in first(heard_N, counts[0])]
+    speaking = [([Part(rows[n].text)], "audio", rows[n].text) for n in first(said_N, counts[1])]
+    return [Direction("transcribe", counts[0], heard_N, transcribe, listening), Direction("speak", counts[1], said_N, speak, speaking)]
+
+
+def fits(gpt: GPT, row: Speech) -> bool:
+    """Whether a clip is short enough to be heard, louder or slower too."""
+    sound = row.sound
+    return sound.samples.shape[-1] / sound.rate * 1.15 < gpt.config.audio.seconds
+
+
+@torch.no_grad()
+def speech_codes(gpt: GPT, rows: Sequence[Speech], voice: str | None) -> list[np.ndarray]:
+    """The codec's codes of all clips of a voice; of the others none."""
+    from rich.progress import track
+
+    codec, none = gpt.ports["audio"].codec, np.zeros((0, 1), np.int64)
+    return [codec.encode(row.sound) if row.voice == voice else none for row in track(rows, "coding speech", transient=True)]
+
+
+def clip_codes(gpt: GPT, clips: Sequence[Clip]) -> list[np.ndarray]:
+    from rich.progress import track
+
+    return [gpt.ports["video"].codec.encode(clip.video) for clip in track(clips, "coding clips", transient=True)]
+
+
+def clip_directions(gpt: GPT, clips: Sequence[Clip], codes: Sequence[np.ndarray], counts: tuple[int, int], drop: float) -> list[Direction]:
+    """Clips to words, words to clips."""
+    port = gpt.ports["video"]
+
+    def describe(item: int, generator: torch.Generator) -> Document:
+        begin, *words = gpt.write([Part(DESCRIBE), Part(clips[item].text, learn=True)])
+        return [begin, port.reads.write(port.encoder.prepare(clips[item].video), "video"), *words]
+
+    def animate(item: int, generator: torch.Generator) -> Document:
+        dropped = float(torch.rand((), generator=generator)) < drop
+        return gpt.write([Part("" if dropped else clips[item].text), Part(Video((), 1.0), learn=True, codes=codes[item])])
+
+    weight_N = torch.ones(len(clips), dtype=torch.double)
+    watching = [([Part(clips[n].video), Part(DESCRIBE)], "text", clips[n].text) for n in first(weight_N, counts[0])]
+    moving = [([Part(clips[n].text)], "video", clips[n].text) for n in first(weight_N, counts[1])]
+    return [Direction("describe", counts[0], weight_N, describe, watching), Direction("animate", counts[1], weight_N, animate, moving)]
+
+
+def first(weight_N: Tensor, count: int) -> list[int]:
+    """The first items that may be drawn at all, a few; none of a direction with a count of 0."""
+    found = weight_N.nonzero()[: min(SHOWN, count), 0].tolist()
+    if count and not found:
+        raise TrainingError(f"0 of {len(weight_N)} items can be learned: check the split, the voice, and how long the clips are")
+    return found

@@ -1,0 +1,135 @@
+"""Documents of many directions (speech to words, words to clips, ...) -> packed batches and losses: the task of a model of many modalities."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mmgpt.data.files import save_file, suffix_of
+from mmgpt.decoders.attention import BACKENDS
+from mmgpt.errors import TrainingError
+from mmgpt.generate.engine import Request, run
+from mmgpt.model import GPT
+from mmgpt.native import save
+from mmgpt.pack import Document, pack
+from mmgpt.train.task import Work
+from mmgpt.train.watch import stream_work
+from mmgpt.types import Part, Stream
+
+
+@dataclass(frozen=True)
+class Direction:
+    """One way from modality to modality: `count` documents of it a batch, each made by `document(item, generator)` of an item drawn by `weight_N`.
+
+    `shown` are requests, with what should come of them, that are asked now and then to see what the model can do.
+    """
+
+    name: str
+    count: int
+    weight_N: Float[Tensor, "N"]
+    document: Callable[[int, torch.Generator], Document]
+    shown: Sequence[tuple[Sequence[Part], str, str]] = field(default=())
+
+
+class MixTask:
+    """Batches are a function of (seed, step): which items, which words, which distortions.
+
+    `hide`: half of the documents that write codes are learned with up to this share of their codes hidden from the codes behind them. A code
+    follows from its neighbours almost without the words, so that words are learned late; hidden neighbours leave only the words.
+    """
+
+    def __init__(
+        self,
+        model: GPT,
+        directions: Sequence[Direction],
+        row_length: int = 640,
+        seed: int = 0,
+        loss_weights: Mapping[str, float] | None = None,
+        hide: float = 0.0,
+        card: str = "",
+        backend: str = "",
+    ):
+        self.model, self.directions, self.row_length, self.seed = model, [d for d in directions if d.count], row_length, seed
+        self.loss_weights, self.hide, self.card = dict(loss_weights or {}), hide, card
+        self.coded = [name for name in model.heads if not getattr(model.ports[name].writes, "ends", ())]  # all that is no text
+        self.backend = backend or ("flex" if model.device.type == "cuda" else "sdpa")
+        if self.backend not in BACKENDS or not self.directions or not 0 <= hide <= 1:
+            raise TrainingError(
+                f"{len(self.directions)} directions, hide={hide}, backend={self.backend}: "
+                f"use at least 1 direction with a count, hide from 0 to 1, and one of {', '.join(BACKENDS)}"
+            )
+
+    def batch(self, step: int) -> Stream:
+        return self.share(step, 0, 1)
+
+    def share(self, step: int, number: int, of: int) -> Stream:
+        """Every `of`-th document. All chance is drawn document by document, so that parts are parts of one whole."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        documents = []
+        for direction in self.directions:
+            replacement = direction.count > len(direction.weight_N)
+            items = torch.multinomial(direction.weight_N, direction.count, replacement=replacement, generator=generator).tolist()
+            seeds = torch.randint(2**31, (direction.count,), generator=generator).tolist()
+            documents += [(direction, item, seed) for item, seed in zip(items, seeds, strict=True)]
+        made = []
+        for direction, item, seed in documents[number::of]:
+            chance = torch.Generator().manual_seed(seed)
+            with torch.random.fork_rng(devices=[]):  # what distorts pictures draws from torch's own
+                torch.manual_seed(seed)
+                made.append(direction.document(item, chance))
+        if not made:
+            raise TrainingError(f"{len(documents)} documents in {of} parts (ranks times accumulate): use counts of at least {of} in all")
+        stream = pack(made, self.model.spans, self.row_length)
+        return hidden(stream, self.coded, self.model.begin, self.hide, generator) if self.hide else stream
+
+    def counts(self, batch: Stream) -> dict[str, int]:
+        return {target.head: len(target.id_N) for target in batch.targets}
+
+    def losses(self, batch: Stream, counts: dict[str, int] | None = None) -> tuple[Float[Tensor, ""], dict[str, float]]:
+        """Each head's mean loss, weighted; the figures are nats a target. `counts`: the targets of the whole that this is a part of."""
+        counts = counts or self.counts(batch)
+        found = self.model.losses(batch.to(self.model.device), self.backend)
+        by_head = {name: loss_N.sum() / counts[name] for name, loss_N in found.items()}
+        total = sum(self.loss_weights.get(name, 1.0) * loss for name, loss in by_head.items())
+        return total, {name: float(loss.detach()) for name, loss in by_head.items()}
+
+    def compile(self) -> None:
+        self.model.decoder.compile()
+
+    def size(self, batch: Stream) -> int:
+        return int((batch.document_BT > 0).sum())
+
+    def work(self, batch: Stream) -> Work:
+        return stream_work(self.model, [batch])
+
+    def sample(self, folder: Path, step: int) -> None:
+        """What the model makes of the shown requests; of what is no text, files."""
+        asked = [(direction.name, *one) for direction in self.directions for one in direction.shown]
+        results = run(self.model, [Request(parts, to) for _, parts, to, _ in asked])
+        lines = []
+        for number, ((name, _, _, expected), result) in enumerate(zip(asked, results, strict=True)):
+            suffix, made = suffix_of(result.value), result.value
+            if suffix:
+                made = save_file(made, folder / f"{step:07d}-{number}-{name}{suffix}").name
+            lines.append(f"{name}: {expected!r} -> {made!r}")
+        (folder / f"{step:07d}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    def export(self, folder: Path, weights: dict[str, Tensor]) -> None:
+        save(self.model, folder, weights, self.card, torch.float16)
+
+
+def hidden(stream: Stream, heads: Sequence[str], id: int, most: float, generator: torch.Generator) -> Stream:
+    """The stream with codes that these heads learn shown as `id`: none in half of the documents, up to `most` of them in the rest. Targets stay."""
+    coded = [target.slot_N + 1 for target in stream.targets if target.head in heads]
+    if not coded:
+        return stream
+    slot_N = torch.cat(coded).sort().values
+    row_N = slot_N // stream.ids_BT.shape[1]
+    document_N = row_N * (int(stream.document_BT.max()) + 1) + stream.document_BT.flatten()[slot_N]
+    number_N = document_N.unique(return_inverse=True)[1]
+    share_M = most * (2 * torch.rand(int(number_N.max()) + 1, generator=generator) - 1).clamp(min=0)
+    gone_N = slot_N[torch.rand(len(slot_N), generator=generator) < share_M[number_N]]
+    return replace(stream, ids_BT=stream.ids_BT.flatten().index_fill(0, gone_N, id).view_as(stream.ids_BT))

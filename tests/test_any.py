@@ -1,0 +1,276 @@
+"""Sound and video in and out: their layout, a small model of all four modalities, its checkpoint, its events, its training."""
+
+from dataclasses import replace
+from random import Random
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from tiny import any_gpt, clip, gap, picture, tiny_gpt, tone
+
+import mmgpt
+from mmgpt.errors import CheckpointError, InputError
+from mmgpt.generate.request import Chunk, Preview
+from mmgpt.hub import load
+from mmgpt.layout import Automaton, FramesLayout, Span, parse
+from mmgpt.native import NativeConfig, SoundConfig, VideoConfig, save
+from mmgpt.pack import length, pack
+from mmgpt.train.mix import Direction, MixTask, hidden
+from mmgpt.types import Audio, Part, Video
+
+LAYOUT = FramesLayout(5, Span(10, 10 + 1 + 3 * 4), 3)  # three quantizers of four codes; 10 ends
+bounded = settings(max_examples=60, deadline=None, derandomize=True)
+
+
+# --- frames of codes ------------------------------------------------------------------------------------------------------------------
+
+
+@bounded
+@given(st.integers(1, 9), st.integers(0, 4), st.integers(0, 99))
+def test_frames_parse_back(frames, more, seed):
+    """Also where there could have been more of them: `end` ends them."""
+    codes = np.random.default_rng(seed).integers(0, 4, (frames, 1, 3))
+    written = LAYOUT.write(codes, learn=True)
+    assert written.ids_N[0] == 5 and written.ids_N[-1] == 10 and len(written) == 2 + 3 * frames
+    assert written.choice_N.tolist() == [False, *[True] * (3 * frames + 1)]
+    ids, script = parse(written.ids_N, [LAYOUT.script((frames + more, 1, 3))])
+    assert (LAYOUT.codes(ids, script.grid) == codes).all()
+
+
+@bounded
+@given(st.integers(1, 6), st.integers(0, 10_000))
+def test_frames_drawn_at_random_are_whole(most, seed):
+    """Each quantizer's ids are its own, a frame is complete before the end, and there is one frame at least."""
+    walk, ids, random = Automaton([LAYOUT.script((most, 1, 3))]), [], Random(seed)
+    while (choice := walk.next()) is not None:
+        span = random.choice(choice.spans)
+        ids.append(random.randrange(span.start, span.stop))
+        walk.push(ids[-1])
+    codes = LAYOUT.codes(parse(ids, [LAYOUT.script((most, 1, 3))])[0], (most, 1, 3))
+    assert ids[-1] == 10 and ids.count(10) == 1 and 1 <= len(codes) <= most and codes.min() >= 0 and codes.max() < 4
+    assert (LAYOUT.write(codes).ids_N == ids).all()
+
+
+def test_a_written_frame_stands_where_it_is_generated():
+    """The places of a short sound are those of a longer one's beginning, its end included."""
+    short, long = LAYOUT.write(np.zeros((2, 3), int)), LAYOUT.script((5, 1, 3))
+    assert (short.place_N3 == long.place_N3[: len(short)]).all() and short.span == 4
+    assert short.place_N3[:, 0].tolist() == [0, 1, 1, 1, 2, 2, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "codes, words",
+    [
+        (np.zeros((2, 2), int), "(2, 1, 2)"),
+        (np.full((1, 3), 4), "codes 4..4"),
+        (np.zeros((0, 3), int), "at least 1 frame"),
+        (np.zeros((1, 3)), "float64"),
+    ],
+)
+def test_codes_that_are_no_frames_are_refused(codes, words):
+    with pytest.raises(InputError, match="codes") as caught:
+        LAYOUT.write(codes)
+    assert words in str(caught.value)
+
+
+def test_a_layout_whose_ids_do_not_fit_is_refused():
+    with pytest.raises(InputError, match="12 ids for 3 quantizers"):
+        FramesLayout(5, Span(10, 22), 3)
+
+
+@pytest.mark.parametrize("grid", [(4, 1, 2), (4, 2, 3), (0, 1, 3)])
+def test_sizes_that_are_no_frames_are_refused(grid):
+    with pytest.raises(InputError, match="3.*at least 1 frame"):
+        LAYOUT.script(grid)
+
+
+# --- a model of all modalities --------------------------------------------------------------------------------------------------------
+
+
+def test_everything_to_everything():
+    """Each of four modalities is read, and each is written, of a size that it may have."""
+    gpt = any_gpt()
+    for given_part in ("a red apple", picture(), tone(), clip()):
+        parts = [given_part, "caption:"]
+        words = gpt.generate(parts, to="text", grid=(1, 1, 5))
+        image, sound, video = (gpt.generate(parts, to=name, guidance=1.0) for name in ("image", "audio", "video"))
+        assert isinstance(words, str) and isinstance(image, Image.Image) and image.size == (16, 16)
+        assert isinstance(sound, Audio) and sound.rate == 16_000 and 640 <= sound.samples.shape[-1] <= 0.4 * 16_000
+        assert isinstance(video, Video) and [frame.size for frame in video.frames] == [(16, 16)] * 3 and video.fps == 3.0
+
+
+def test_what_was_written_is_what_would_be_read_as_learned():
+    """The ids of a written sound and clip are those of the same codes in a training document."""
+    gpt = any_gpt()
+    for to in ("audio", "video"):
+        (result,) = mmgpt.Engine(gpt).run([mmgpt.Request(["a cat"], to, guidance=1.0, seed=3)])
+        document = gpt.write([Part("a cat"), replace(result.parts[0], learn=True)])
+        assert tuple(document[-1].ids_N) == result.ids and length(document) == sum(result.usage.read.values()) + len(result.ids)
+
+
+def test_rows_of_all_modalities_in_one_batch_are_as_alone():
+    gpt = any_gpt()
+    requests = [mmgpt.Request([tone(), "say"], to, guidance=1.0, seed=n) for n, to in enumerate(("text", "image", "audio", "video"))]
+    together = mmgpt.Engine(gpt).run(requests)
+    alone = [mmgpt.Engine(gpt).run([request])[0] for request in requests]
+    assert [result.ids for result in together] == [result.ids for result in alone]
+
+
+def test_one_segment_after_the_other():
+    """From sound to words to a picture to a sound, in one row."""
+    result = mmgpt.Engine(any_gpt()).run([mmgpt.Request([tone()], ("text", "image", "audio"), grid=((1, 1, 4), None, (3, 1, 2)), guidance=1.0)])[0]
+    assert [type(part.value).__name__ for part in result.parts] == ["str", "Image", "Audio"]
+
+
+def test_chunks_of_a_sound_are_the_sound():
+    gpt = any_gpt()
+    events = list(mmgpt.Engine(gpt).stream(mmgpt.Request(["a cat"], "audio", guidance=1.0, seed=5)))
+    chunks = [event.value.samples for event in events if isinstance(event, Chunk)]
+    assert len(chunks) > 1 and gap(torch.cat(chunks, -1), events[-1].result.value.samples) < 1e-5
+
+
+def test_previews_of_a_clip_are_its_frames():
+    events = list(mmgpt.Engine(any_gpt()).stream(mmgpt.Request(["a cat"], "video", guidance=1.0, seed=5)))
+    previews = [event for event in events if isinstance(event, Preview)]
+    whole = events[-1].result.value
+    assert [(event.rows, event.of, len(event.value.frames)) for event in previews] == [(1, 3, 1), (2, 3, 2)]
+    assert all((np.array(a) == np.array(b)).all() for event in previews for a, b in zip(event.value.frames, whole.frames, strict=False))
+
+
+def test_pictures_and_frames_share_their_weights():
+    """The eyes and the codec of a clip are the pictures': nothing is kept twice."""
+    gpt = any_gpt()
+    added = {name for name in gpt.state_dict() if ".video." in name}
+    assert added == {"encoders.video.time.weight"}
+    assert gpt.heads["video"].ids == gpt.heads["image"].ids
+
+
+def test_saved_is_loaded(tmp_path):
+    gpt = any_gpt()
+    again = load(save(gpt, tmp_path / "model"))
+    assert again.config == gpt.config
+    for to in ("text", "image", "audio", "video"):
+        results = [
+            mmgpt.Engine(one).run([mmgpt.Request([tone(), clip()], to, seed=2, grid=(1, 1, 6) if to == "text" else None)])[0].ids
+            for one in (gpt, again)
+        ]
+        assert results[0] == results[1]
+
+
+def test_a_model_of_pictures_alone_says_what_it_cannot_do():
+    gpt = tiny_gpt()
+    with pytest.raises(InputError, match="Audio: this model takes text, image"):
+        gpt.generate([tone()])
+    with pytest.raises(InputError, match="to='audio': this model writes text, image"):
+        gpt.generate(["a cat"], to="audio")
+
+
+def test_the_adapter_says_what_it_cannot_take():
+    pytest.importorskip("transformers")
+    from mmgpt.interop.hf.native import from_native
+
+    with pytest.raises(CheckpointError, match="4 modalities, text, image, audio, video"):
+        from_native(any_gpt())
+
+
+def test_what_is_added_leaves_the_rest_as_it_was():
+    """A model that gets ears and a voice reads words and pictures as before."""
+    base, gpt = tiny_gpt(), any_gpt()
+    stream = pack([base.write([Part(picture()), Part("caption:"), Part("a cat", learn=True)])], base.spans)
+    assert gap(base(stream), gpt(stream)) < 1e-6
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"audio": {"encoder": "nose"}}, "encoder='nose'"),
+        ({"audio": {"seconds": 1e9}}, "seconds=1000000000.0"),
+        ({"video": {"side": 6}}, "6 pixels"),
+        ({"video": {"frames": 10**9}}, "frames=1000000000"),
+    ],
+)
+def test_settings_that_describe_no_model_are_refused(changes, words):
+    with pytest.raises(InputError) as caught:
+        replace(NativeConfig(), **{name: {"audio": SoundConfig, "video": VideoConfig}[name](**some) for name, some in changes.items()})
+    assert words in str(caught.value)
+
+
+def test_a_folder_that_lies_about_its_sound_codec_is_refused(tmp_path):
+    import json
+
+    from mmgpt.checkpoint import read_folder, write_folder
+
+    folder = save(any_gpt(), tmp_path / "model")
+    tensors, texts = read_folder(folder)
+    config = json.loads(texts["config.json"])
+    config["audio"]["codec"]["levels"] = [64, 64, 64, 64, 64]
+    lying = write_folder(tmp_path / "lying", tensors, texts | {"config.json": json.dumps(config)})
+    with pytest.raises(CheckpointError):
+        load(lying)
+
+
+# --- training -------------------------------------------------------------------------------------------------------------------------
+
+
+def directions(gpt) -> list[Direction]:
+    sounds, clips = [tone(0.2, 200.0), tone(0.2, 500.0)], [clip(3, 0), clip(3, 9)]
+    names = ["a cat", "a red apple"]
+    weight_N = torch.ones(2, dtype=torch.double)
+
+    def of(make):
+        return lambda item, generator: gpt.write(make(item))
+
+    return [
+        Direction("transcribe", 2, weight_N, of(lambda n: [Part(sounds[n]), Part(names[n], True)]), [([Part(sounds[0])], "text", names[0])]),
+        Direction("speak", 2, weight_N, of(lambda n: [Part(names[n]), Part(sounds[n], True)]), [([Part(names[0])], "audio", names[0])]),
+        Direction("describe", 2, weight_N, of(lambda n: [Part(clips[n]), Part(names[n], True)])),
+        Direction("animate", 2, weight_N, of(lambda n: [Part(names[n]), Part(clips[n], True)])),
+    ]
+
+
+def test_a_few_of_each_are_learned_by_heart():
+    gpt = any_gpt(1).train()
+    with torch.no_grad():  # as at the start of training
+        for parameter in gpt.decoder.parameters():
+            parameter.mul_(0.2 if parameter.ndim == 2 else 1)
+        gpt.table.weight.mul_(0.2)
+    task = MixTask(gpt, directions(gpt), 128)
+    optimizer = torch.optim.AdamW([p for p in gpt.parameters() if p.requires_grad], 3e-3)
+    for step in range(70):
+        loss, figures = task.losses(task.batch(step))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert set(figures) == {"text", "audio", "video"} and max(figures.values()) < 0.3, figures
+
+
+def test_parts_of_a_batch_are_the_batch(tmp_path):
+    gpt = any_gpt()
+    task = MixTask(gpt, directions(gpt), 128)
+    whole = task.batch(4)
+    parts = [task.share(4, n, 2) for n in range(2)]
+    assert sum(task.size(part) for part in parts) == task.size(whole)
+    assert {name: sum(task.counts(part).get(name, 0) for part in parts) for name in task.counts(whole)} == task.counts(whole)
+    task.sample(tmp_path, 0)
+    assert [path.suffix for path in sorted(tmp_path.iterdir())] == [".wav", ".txt"]
+
+
+def test_a_target_is_learned_once():
+    """Pictures and frames have the same ids: codes of which nobody says whose they are belong to the first head that scores them."""
+    gpt = any_gpt()
+    codes = gpt.ports["image"].codec.encode(picture())
+    stream = pack([[*gpt.write([Part("a cat")]), gpt.ports["image"].writes.write(codes, learn=True)]], gpt.spans)
+    assert {target.head: len(target.id_N) for target in stream.targets} == {"image": codes.size}
+
+
+def test_codes_are_hidden_but_not_words():
+    gpt = any_gpt()
+    stream = MixTask(gpt, directions(gpt), 128).batch(0)
+    gone = hidden(stream, ["audio", "video"], gpt.begin, 1.0, torch.Generator().manual_seed(0))
+    changed = (gone.ids_BT != stream.ids_BT).flatten()
+    coded = torch.cat([target.slot_N + 1 for target in stream.targets if target.head != "text"])
+    assert 0 < changed.sum() < len(coded) and not changed[[n for n in range(len(changed)) if n not in set(coded.tolist())]].any()
+    assert all((a.id_N == b.id_N).all() for a, b in zip(stream.targets, gone.targets, strict=True))

@@ -41,17 +41,20 @@ MAX_SIDE = 4096  # pixels of a picture's side, as much as any picture may have t
 
 @dataclass(frozen=True)
 class SoundConfig:
-    """How sound is read, by a `mel` or a `frames` encoder, and written, by the codec; each up to `seconds`."""
+    """How sound is read, by a `mel` (of so many `blocks`) or a `frames` encoder, and written, by the codec; each up to `seconds`."""
 
     codec: AudioCodecConfig = field(default_factory=AudioCodecConfig)
     encoder: str = "mel"
     seconds: float = 6.0
     temperature: float = 0.7
     guidance: float = 1.0
+    blocks: int = 0
 
     def __post_init__(self):
         if self.encoder not in SOUND_ENCODERS or not 0 < self.seconds <= 600:
             raise InputError(f"encoder={self.encoder!r}, seconds={self.seconds}: use one of {', '.join(SOUND_ENCODERS)}, and up to 600 seconds")
+        if self.blocks < 0 or self.blocks and self.encoder != "mel":
+            raise InputError(f"blocks={self.blocks} of a {self.encoder!r} encoder: use 0 or more with mel, 0 with any other")
 
     @property
     def frames(self) -> int:
@@ -164,7 +167,7 @@ def sound_port(config: SoundConfig, codec: AudioCodec, width: int, ids: Ids) -> 
     quantizers = config.codec.quantizers
     return Port(
         Audio,
-        SOUND_ENCODERS[config.encoder](width, max_seconds=config.seconds),
+        SOUND_ENCODERS[config.encoder](width, max_seconds=config.seconds, **({"blocks": config.blocks} if config.blocks else {})),
         VectorsLayout(opened, closed, whole=False, flat=True),
         SoundCodec(codec),
         FramesLayout(opened, ids.take(1 + config.codec.num_codes * quantizers), quantizers),
@@ -191,7 +194,9 @@ def video_port(config: VideoConfig, codec: ImageCodec, image: PatchEncoder, code
 
 def build_from(model: GPT, config: NativeConfig, sound: AudioCodec | None = None) -> GPT:
     """A model of another config with all weights that both have: what the config adds is new, and so are ids behind those there were."""
-    made = build(config, model.ports["text"].codec, model.codecs["image"].codec, sound or getattr(model.ports.get("audio"), "codec", None))
+    if sound is None and "audio" in model.ports:
+        sound = model.ports["audio"].codec.codec
+    made = build(config, model.ports["text"].codec, model.codecs["image"].codec, sound)
     known, found = made.state_dict(), model.state_dict()
     kept = {name: t for name, t in found.items() if name in known and known[name].shape == t.shape}
     rows = min(len(known["table.weight"]), len(found["table.weight"]))
@@ -238,7 +243,9 @@ def fit(config: NativeConfig, text: TextCodec, found: Mapping[str, Tensor], fold
     """Compares the file with a model without memory: whatever sizes a config names, none are taken that the file does not hold."""
     try:
         rows = found["table.weight"].shape[0] if "table.weight" in found else 0
-        if max(config.decoder.depth, config.codec.blocks) > len(found) or config.codec.num_codes > rows:  # each has weights of its own
+        if (
+            max(config.decoder.depth, config.codec.blocks, config.audio.blocks if config.audio else 0) > len(found) or config.codec.num_codes > rows
+        ):  # each has weights of its own
             raise CheckpointError(
                 f"{folder}: {len(found)} tensors and {rows} ids for a depth of {config.decoder.depth}, {config.codec.blocks} blocks of a codec "
                 f"and {config.codec.num_codes} codes: {AGAIN}"

@@ -274,3 +274,25 @@ def test_codes_are_hidden_but_not_words():
     coded = torch.cat([target.slot_N + 1 for target in stream.targets if target.head != "text"])
     assert 0 < changed.sum() < len(coded) and not changed[[n for n in range(len(changed)) if n not in set(coded.tolist())]].any()
     assert all((a.id_N == b.id_N).all() for a, b in zip(stream.targets, gone.targets, strict=True))
+
+
+def test_codes_are_kept_for_the_same_files_and_codec(tmp_path, monkeypatch):
+    from mmgpt.train import any as recipe
+
+    monkeypatch.setattr(recipe, "CODES", tmp_path)
+    gpt, sounds, opened = any_gpt(), [tone(0.1), tone(0.2), tone(0.3)], []
+    codec = gpt.ports["audio"].codec
+
+    def encode(n: int) -> np.ndarray:
+        opened.append(n)
+        return codec.encode(sounds[n])
+
+    stored = [b"a", b"b", b"c"]
+    first = recipe.coded(codec, stored, encode, "speech")
+    again = recipe.coded(codec, stored, encode, "speech")
+    assert opened == [0, 0, 1, 2, 0] and [codes.tolist() for codes in first] == [codes.tolist() for codes in again]
+    assert [codes.dtype for codes in again] == [np.dtype("int64")] * 3 and [len(codes) for codes in again] == [3, 5, 8]
+    recipe.coded(codec, [b"a", b"b", b"d"], encode, "speech")  # other files
+    next(codec.parameters()).data.add_(0.5)
+    recipe.coded(codec, stored, encode, "speech")  # another codec
+    assert len(opened) == 5 + 4 + 4 and len(list(tmp_path.iterdir())) == 3 and recipe.coded(codec, [], encode, "speech") == []

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter
 
 from mmgpt.data.clips import FACTOR, MOTIONS, SPEEDS, TRAVEL, TURN, Pose, caption, drawn, in_order, moving, poses, thing_of, with_article
 from mmgpt.data.emoji import load_emoji, picture
@@ -82,6 +82,15 @@ def test_many_things_are_not_one_after_another(pictures):
     assert len(pictures) >= 6
     stills = [moving(thing, "left", 4).frames[0] for thing in pictures[:12:2]]
     assert measured_motion(Video(tuple(stills), 3.0)) != "then"
+
+
+def test_nobody_sees_a_disc_turn():
+    disc = Image.new("RGB", (64, 64), "white")
+    ImageDraw.Draw(disc).ellipse((4, 4, 59, 59), fill="red")
+    for seed in range(4):
+        left, spin = (moving(disc, motion, 6, seed=seed) for motion in ("left", "spin"))
+        assert measured_motion(left) == measured_motion(worn(left)) == "left"
+        assert measured_motion(spin) == measured_motion(worn(spin)) == "still"
 
 
 def test_what_does_not_move_is_still(pictures):

@@ -48,6 +48,13 @@ def clip(frames: int, width: int = 8, height: int = 8, seed: int = 0) -> Video:
     return Video(tuple(oblong(width, height, seed + i) for i in range(frames)), 5.0)
 
 
+def stirred(module):
+    """Weights that begin at zero are moved, so that what they do is seen."""
+    for p in module.parameters():
+        p.data += 0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0))
+    return module
+
+
 PICTURES = [oblong(8, 8), oblong(20, 4, 1), oblong(5, 33, 2), oblong(1, 1, 3)]
 SOUNDS = [noise(2000), noise(1, seed=1), noise(700, 8000, 2, seed=2), noise(3000, 44_100, seed=3)]
 CLIPS = [clip(3), clip(1, 16, 4, 10), clip(7, 4, 12, 20)]
@@ -56,6 +63,7 @@ CASES = {
     "patches-hidden": (lambda: PatchEncoder(WIDTH, 4, hidden=16, square=8), PICTURES),
     "frames": (lambda: FrameEncoder(WIDTH), SOUNDS),
     "mel": (lambda: MelEncoder(WIDTH, mels=16), SOUNDS),
+    "mel-blocks": (lambda: stirred(MelEncoder(WIDTH, mels=16, blocks=2)), SOUNDS),
     "video": (lambda: VideoEncoder(PatchEncoder(WIDTH, 4, 12), 5), CLIPS),
 }
 

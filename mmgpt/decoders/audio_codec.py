@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from mmgpt.decoders.vocoder import BINS, MIDDLE, OCTAVES, REACH, STEP, Voice, cycles, hertz, pitch, sound, spectra
 from mmgpt.encoders.audio import RATE, mono
+from mmgpt.encoders.convnext import Block
 from mmgpt.errors import InputError
 from mmgpt.types import Audio
 
@@ -57,25 +58,8 @@ class AudioCodecConfig:
         return prod(self.levels)
 
 
-class Block(nn.Module):
-    """ConvNeXt (Liu et al., 2022, arXiv:2201.03545) over time, silence beyond both ends. It reads `before` and `behind` its own frame."""
-
-    def __init__(self, width: int, before: int, behind: int):
-        super().__init__()
-        self.edges = (before, behind)
-        self.time = nn.Conv1d(width, width, before + 1 + behind, groups=width)
-        self.norm = nn.LayerNorm(width)
-        self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
-        nn.init.zeros_(self.down.weight)
-        nn.init.zeros_(self.down.bias)
-
-    def forward(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
-        mixed = self.time(F.pad(rearrange(x, "b t c -> b c t"), self.edges))
-        return x + self.down(F.gelu(self.up(self.norm(rearrange(mixed, "b c t -> b t c")))))
-
-
 class AudioCodec(nn.Module):
-    """Samples, a multiple of `hop`, <-> codes. It encodes half a second around a frame, and decodes a frame with one look ahead."""
+    """Samples <-> codes. A frame's codes depend on half a second around it, its sound on what came before and on 30 ms behind it."""
 
     def __init__(self, config: AudioCodecConfig):
         super().__init__()

@@ -20,7 +20,7 @@ class VideoCodec:
 
     def encode(self, value: Video, /) -> Int[np.ndarray, "T h w"]:
         check(value)
-        return np.stack([self.picture.encode(value.frames[n]) for n in evenly(len(value.frames), self.frames)])
+        return self.picture.encode_all([value.frames[n] for n in evenly(len(value.frames), self.frames)])
 
     def decode(self, codes: Int[np.ndarray, "T h w"], /) -> Video:
         return Video(tuple(self.picture.decode(frame) for frame in codes[:, None]), self.fps)

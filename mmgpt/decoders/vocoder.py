@@ -1,6 +1,6 @@
 """Speech in two parts, each 10 ms: its pitch, and the spectra that filter pulses and noise <-> samples at 16 kHz. No weights.
 
-Harmonics plus noise (Serra and Smith, 1990), filtered and added between an STFT and its inverse. All reaches `REACH` steps at most.
+Harmonics plus noise (Serra and Smith, 1990), filtered and added between an STFT and its inverse.
 """
 
 from functools import cache
@@ -39,13 +39,15 @@ class Voice(NamedTuple):
 
 @cache
 def window(device: torch.device) -> Float[Tensor, "W"]:
-    return torch.hann_window(WINDOW, device=device)
+    with torch.inference_mode(False):  # what is kept for later may be needed by a gradient
+        return torch.hann_window(WINDOW, device=device)
 
 
 @cache
 def static(device: torch.device) -> Float[Tensor, "N"]:
     """Four seconds of noise, the same every time: it depends on where a sample stands, so that chunks continue one another."""
-    return torch.randn(1 << 16, generator=torch.Generator().manual_seed(0)).to(device)
+    with torch.inference_mode(False):
+        return torch.randn(1 << 16, generator=torch.Generator().manual_seed(0)).to(device)
 
 
 def spectra(samples: Float[Tensor, "*B N"]) -> Complex[Tensor, "*B S F"]:

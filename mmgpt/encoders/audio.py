@@ -7,7 +7,9 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
+from mmgpt.encoders.convnext import Block
 from mmgpt.encoders.places import on_grid
 from mmgpt.errors import InputError
 from mmgpt.types import Audio, Prepared
@@ -91,14 +93,18 @@ class MelEncoder(nn.Module):
     mel frame   0 1 2 3 4 5 6 7 8 9 10    beyond both ends of a clip there is silence
     vector 0    x x x x x x x
     vector 1            x x x x x x x
+
+    With `blocks` it listens for context too: each block reads 3 vectors before and 3 behind its own, of the same clip.
     """
 
-    WINDOW, HOP, READS = 400, 160, 7
+    WINDOW, HOP, READS, SIDE = 400, 160, 7, 3
 
-    def __init__(self, width: int, mels: int = 80, max_seconds: float = 30.0):
+    def __init__(self, width: int, mels: int = 80, max_seconds: float = 30.0, blocks: int = 0):
         super().__init__()
         self.mels, self.max_seconds = mels, max_seconds
         self.stem = nn.Sequential(nn.Conv1d(mels, width, 3, stride=2), nn.GELU(), nn.Conv1d(width, width, 3, stride=2))
+        self.blocks = nn.ModuleList(Block(width, self.SIDE, self.SIDE) for _ in range(blocks))
+        self.out = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width)) if blocks else nn.Identity()
 
     @cached_property  # kept beside the module's parts: it belongs to `prepare` and stays on the CPU
     def spectrogram(self) -> nn.Module:
@@ -116,4 +122,12 @@ class MelEncoder(nn.Module):
 
     def forward(self, prepared: Prepared, /) -> Float[Tensor, "N D"]:
         windows_NMK = rearrange(prepared.values_NF, "n (m k) -> n m k", m=self.mels)
-        return rearrange(self.stem(windows_NMK), "n d 1 -> n d")
+        x_ND = rearrange(self.stem(windows_NMK), "n d 1 -> n d")
+        if self.blocks:  # clips side by side, silence behind the shorter ones
+            counts = [frames for frames, _, _ in prepared.grids]
+            x_BTD = pad_sequence(x_ND.split(counts), batch_first=True)
+            heard_BT = torch.arange(x_BTD.shape[1], device=x_ND.device) < torch.tensor(counts, device=x_ND.device)[:, None]
+            for block in self.blocks:
+                x_BTD = block(x_BTD * heard_BT[..., None])
+            x_ND = x_BTD[heard_BT]
+        return self.out(x_ND)

@@ -1,10 +1,13 @@
 """Pictures, speech and clips with their words -> the directions of a model that reads and writes them all."""
 
+import os
 from collections.abc import Callable, Sequence
+from hashlib import sha256
+from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmgpt.data.footage import Clip
 from mmgpt.data.speech import Speech, masked, varied
@@ -17,6 +20,7 @@ from mmgpt.types import Audio, Part, Prepared, Video
 
 TRANSCRIBE, DESCRIBE = "transcribe:", "describe:"
 SHOWN = 3  # of each direction
+CODES = Path("~/.cache/mmgpt/codes")
 
 
 def picture_directions(task: GPTTask) -> list[Direction]:
@@ -67,19 +71,42 @@ def fits(gpt: GPT, row: Speech) -> bool:
     return sound.samples.shape[-1] / sound.rate * 1.15 < gpt.config.audio.seconds
 
 
-@torch.no_grad()
 def speech_codes(gpt: GPT, rows: Sequence[Speech], voice: str | None) -> list[np.ndarray]:
     """The codec's codes of all clips of a voice; of the others none."""
-    from rich.progress import track
-
-    codec, none = gpt.ports["audio"].codec, np.zeros((0, 1), np.int64)
-    return [codec.encode(row.sound) if row.voice == voice else none for row in track(rows, "coding speech", transient=True)]
+    said = [row for row in rows if row.voice == voice]
+    codec = gpt.ports["audio"].codec
+    found = iter(coded(codec.codec, [row.audio for row in said], lambda n: codec.encode(said[n].sound), "speech"))
+    return [next(found) if row.voice == voice else np.zeros((0, 1), np.int64) for row in rows]
 
 
 def clip_codes(gpt: GPT, clips: Sequence[Clip]) -> list[np.ndarray]:
-    from rich.progress import track
+    codec = gpt.ports["video"].codec
+    return coded(codec.picture.codec, [clip.stored for clip in clips], lambda n: codec.encode(clips[n].video), "clips")
 
-    return [gpt.ports["video"].codec.encode(clip.video) for clip in track(clips, "coding clips", transient=True)]
+
+@torch.no_grad()
+def coded(codec: nn.Module, stored: Sequence[bytes], encode: Callable[[int], np.ndarray], name: str) -> list[np.ndarray]:
+    """The codes of all files. They take minutes, so they are kept in `CODES`, for when the same codec meets the same files again."""
+    from rich.progress import track
+    from safetensors.numpy import load_file, save_file
+
+    if not stored:
+        return []
+    known = sha256()
+    for part in (*codec.state_dict().values(), *stored):
+        known.update(part if isinstance(part, bytes) else part.cpu().contiguous().numpy().tobytes())
+    first = encode(0)  # its shape, too, says whether frames are as large and as many as they were
+    known.update(str((first.shape, first.tolist(), len(stored))).encode())
+    place = CODES.expanduser() / f"{name}-{known.hexdigest()[:24]}.safetensors"
+    if place.is_file():
+        kept = load_file(place)
+        return np.split(kept["codes"].astype(np.int64), kept["counts"].cumsum()[:-1])
+    found = [encode(n) for n in track(range(len(stored)), f"coding {name}", transient=True)]
+    place.parent.mkdir(parents=True, exist_ok=True)
+    new = place.with_suffix(f".{os.getpid()}")
+    save_file({"codes": np.concatenate(found).astype(np.int32), "counts": np.array([len(codes) for codes in found])}, new)
+    new.rename(place)
+    return found
 
 
 def clip_directions(gpt: GPT, clips: Sequence[Clip], codes: Sequence[np.ndarray], counts: tuple[int, int], drop: float) -> list[Direction]:

@@ -177,6 +177,33 @@ def speech_codec(options: SpeechCodecOptions, settings: Settings, words: Words) 
 
 
 @dataclass(frozen=True)
+class EarOptions:
+    """sound -> what can be read as words: an encoder that the recipe `any` begins with (tools/build_speech.py makes the data)."""
+
+    data: str = "speech"
+    out: str = "runs/ears"
+    resume: str = "false"
+    width: int = 256  # of the decoder that will read
+    blocks: int = 8
+    seconds: float = 6.0
+    batch_size: int = 32
+    device: str = "cpu"
+
+
+def ears(options: EarOptions, settings: Settings, words: Words) -> Job:
+    from rich.progress import track
+
+    from mmgpt.data.speech import load_speech, of
+    from mmgpt.train.ears import Ears, EarTask
+
+    torch.manual_seed(settings.seed)
+    model = Ears(options.width, options.blocks, options.seconds).to(device_of(options.device))
+    rows = of(load_speech(options.data), "train")
+    sounds = [row.sound for row in track(rows, "opening speech", transient=True)]
+    return Job(EarTask(model, rows, sounds, options.batch_size, settings.seed), settings, options.out, options.resume)
+
+
+@dataclass(frozen=True)
 class AnyOptions:
     """text, pictures, sound and video, in and out. `init` is a model of pictures; counts are documents a batch."""
 
@@ -200,6 +227,7 @@ class AnyOptions:
     frames: int = 6
     side: int = 64  # pixels of the frames that are written
     encoder: str = "mel"  # or frames
+    ears: str = ""  # a folder that the recipe `ears` made: its encoder instead of a new one
     drop: float = 0.1
     hide: float = 0.0
     strength: float = 1.2
@@ -216,17 +244,20 @@ def any_to_any(options: AnyOptions, settings: Settings, words: Words) -> Job:
     from mmgpt.hub import load
     from mmgpt.native import SoundConfig, VideoConfig, build_from
     from mmgpt.train.any import clip_codes, clip_directions, picture_directions, speech_codes, speech_directions
+    from mmgpt.train.ears import load_ears
     from mmgpt.train.gpt import GPTTask, Mix
     from mmgpt.train.mix import MixTask
     from mmgpt.train.sound import load_codec
 
     torch.manual_seed(settings.seed)
-    model = load(options.init)
+    model, heard = load(options.init), load_ears(options.ears) if options.ears else None
     if model.config.audio is None or "codec" in words:
         codec = load_codec(options.codec)
-        audio = SoundConfig(codec.config, options.encoder, options.seconds)
+        audio = SoundConfig(codec.config, options.encoder, options.seconds, blocks=len(heard.encoder.blocks) if heard else 0)
         video = VideoConfig(options.frames, options.side, float(options.frames))
         model = build_from(model, replace(model.config, audio=audio, video=video, max_length=options.max_length), codec)
+    if heard:
+        model.encoders["audio"].load_state_dict(heard.encoder.state_dict())
     freeze(model, options.frozen)
     model.to(device_of(options.device)).train()
     if model.config.tower:
@@ -412,6 +443,7 @@ RECIPES: dict[str, Recipe] = {
     "speech-codec": Recipe(
         speech_codec, SpeechCodecOptions(), Settings(minutes=40, learning_rate=1.5e-3, warmup=50, decay=0.6, weight_decay=0.01, ema=0.998)
     ),
+    "ears": Recipe(ears, EarOptions(), Settings(minutes=30, learning_rate=1.5e-3, warmup=100, decay=0.5, weight_decay=0.01, ema=0.998)),
     "any": Recipe(any_to_any, AnyOptions(), Settings(minutes=120, learning_rate=1e-3, warmup=100, decay=0.5, ema=0.998, muon=True)),
     "pictures": Recipe(pictures, PictureOptions(), Settings(steps=1000, learning_rate=5e-4, decay=0.5)),
     "documents": Recipe(documents, DocumentOptions(), Settings(steps=1000, learning_rate=5e-4, decay=0.5)),

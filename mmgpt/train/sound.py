@@ -106,8 +106,9 @@ def log_mel(samples: Float[Tensor, "B N"], size: int, bands: int) -> Float[Tenso
 def bank(size: int, bands: int, device: torch.device) -> tuple[Tensor, Tensor]:
     from torchaudio.functional import melscale_fbanks
 
-    mel_FM = melscale_fbanks(size // 2 + 1, 0.0, RATE / 2, bands, RATE, norm="slaney") * 1024 / size
-    return torch.hann_window(size, device=device), mel_FM.to(device)
+    with torch.inference_mode(False):  # what is kept for later may be needed by a gradient
+        mel_FM = melscale_fbanks(size // 2 + 1, 0.0, RATE / 2, bands, RATE, norm="slaney") * 1024 / size
+        return torch.hann_window(size, device=device), mel_FM.to(device)
 
 
 def long_sound(sounds: Iterable[Audio]) -> Int16[Tensor, "N"]:

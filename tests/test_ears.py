@@ -1,0 +1,109 @@
+"""A sound encoder that learns letters: its task, its folder, and the model that begins with it."""
+
+import json
+import math
+
+import pytest
+import torch
+from tiny import any_gpt, gap, tone
+
+from mmgpt.data.speech import Speech
+from mmgpt.errors import CheckpointError, InputError, TrainingError
+from mmgpt.native import SoundConfig, build_from
+from mmgpt.train.ears import LETTERS, Ears, EarTask, heard, load_ears, save_ears
+from mmgpt.types import Audio, join
+
+TEXTS = ["ab", "ba", "a", "bb", "b", "aa", "abb", "baa"]
+
+
+def spoken(text: str) -> Audio:
+    """Each letter a tone of its own, with a little silence between."""
+    parts = [x for c in text for x in (tone(0.12, 300.0 if c == "a" else 1200.0).samples, torch.zeros(640))]
+    return Audio(torch.cat(parts), 16_000)
+
+
+def task_of(batch_size: int = 8, seconds: float = 2.0, blocks: int = 1) -> EarTask:
+    torch.manual_seed(0)
+    rows = [Speech(b"", text, "tones", "name", "train") for text in TEXTS]
+    return EarTask(Ears(32, blocks, seconds), rows, [spoken(text) for text in TEXTS], batch_size)
+
+
+def test_every_weight_learns():
+    task = task_of()
+    loss, figures = task.losses(task.batch(0))
+    loss.backward()
+    still = [name for name, p in task.model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert figures == {"letter": loss.item()} and math.isfinite(figures["letter"])
+    assert all(".up." in name or ".time." in name or ".norm." in name for name in still)  # behind a map that begins at zero
+
+
+def test_letters_are_heard_that_nobody_placed(tmp_path):
+    task = task_of()
+    batch = join([task.model.encoder.prepare(spoken(text)) for text in TEXTS]), TEXTS
+    optimizer = torch.optim.Adam(task.model.parameters(), 1e-2)
+    for _ in range(30):
+        loss, _ = task.losses(batch)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert [heard(task.model.eval(), spoken(text)) for text in ("ab", "ba", "bab")] == ["ab", "ba", "bab"]
+    task.sample(tmp_path, 7)
+    assert "'ab' -> 'ab'" in (tmp_path / "0000007.txt").read_text()
+
+
+def test_the_loss_is_nats_a_letter():
+    """With scores that are all alike, each way to write "a" at n vectors is as likely: n (n + 1) / 2 of them of L ** n."""
+    task = task_of(1)
+    for p in task.model.letters.parameters():
+        p.data.zero_()
+    prepared = task.model.encoder.prepare(spoken("a"))
+    loss, _ = task.losses((prepared, ["a"]))
+    assert task.size((prepared, ["a"])) == len(prepared)
+    n = len(prepared)
+    assert abs(loss.item() - (n * math.log(len(LETTERS) + 1) - math.log(n * (n + 1) / 2))) < 1e-4
+
+
+def test_a_batch_follows_from_its_step_and_its_parts_are_it():
+    task = task_of()
+    (one, texts), (again, _), (other, _) = task.batch(3), task.batch(3), task.batch(4)
+    assert torch.equal(one.values_NF, again.values_NF) and sorted(texts) == sorted(TEXTS)
+    assert one.values_NF.shape != other.values_NF.shape or gap(one.values_NF, other.values_NF) > 0
+    parts = [task.share(3, n, 2) for n in range(2)]
+    assert sum(task.size(part) for part in parts) == task.size((one, texts)) and sorted(parts[0][1] + parts[1][1]) == sorted(TEXTS)
+
+
+def test_what_cannot_be_learned_is_refused():
+    with pytest.raises(TrainingError, match="2 of 8 clips are short enough, for batches of 8"):
+        task_of(seconds=0.3)
+    with pytest.raises(TrainingError, match="batch_size=8 in 3 parts"):
+        task_of().share(0, 0, 3)
+
+
+def test_saved_is_loaded(tmp_path):
+    model = task_of(blocks=2).model
+    save_ears(tmp_path / "ears", model)
+    again = load_ears(tmp_path / "ears")
+    assert again.encoder.max_seconds == 2.0 and len(again.encoder.blocks) == 2
+    prepared = model.encoder.prepare(spoken("ab"))
+    assert gap(model(prepared), again(prepared)) == 0
+    from mmgpt.checkpoint import write_folder
+
+    write_folder(tmp_path / "other", {"ears.safetensors": {"x": torch.zeros(1)}}, {"ears.json": json.dumps({"width": 8, "blocks": 1})})
+    with pytest.raises(CheckpointError, match="seconds"):
+        load_ears(tmp_path / "other")
+
+
+def test_a_model_hears_with_them():
+    gpt = any_gpt()
+    audio = SoundConfig(gpt.config.audio.codec, seconds=0.4, blocks=2)
+    made = build_from(gpt, type(gpt.config)(**{**vars(gpt.config), "audio": audio}))
+    ears = Ears(gpt.config.decoder.width, 2, 0.4)
+    made.encoders["audio"].load_state_dict(ears.encoder.state_dict())
+    prepared = ears.encoder.prepare(tone())
+    assert gap(made.encoders["audio"](prepared), ears.encoder(prepared)) == 0
+
+
+@pytest.mark.parametrize("words", [{"blocks": -1}, {"blocks": 2, "encoder": "frames"}])
+def test_blocks_that_cannot_be_are_refused(words):
+    with pytest.raises(InputError, match=f"blocks={words['blocks']}"):
+        SoundConfig(**words)

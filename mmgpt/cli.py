@@ -253,7 +253,7 @@ def words_of(settings) -> list[str]:
 
 
 def add_eval(commands) -> None:
-    summary = "Measures a checkpoint: captions, drawings, the image codec, speech or video."
+    summary = "Measures a checkpoint: captions, drawings, the image codec, speech, video, or one to the other."
     kinds = commands.add_parser("eval", help=summary, description=summary).add_subparsers(metavar="WHAT", required=True)
     example = "mmgpt eval {} --data emoji.parquet"
     of_captions = command(kinds, "caption", evaluate, "Exact names and groups, beside a nearest neighbour.", example=example.format("caption emoji"))
@@ -272,9 +272,16 @@ def add_eval(commands) -> None:
     of_video = command(kinds, "video", evaluate, "Are motions named and drawn?", example=example.format("video any") + " --clips clips.parquet")
     of_video.add_argument("--clips", required=True, metavar="FILE", help="clips, as tools/build_clips.py makes them")
     of_video.add_argument("--no-judge", action="store_true", help="only what needs no independent judge")
-    for added in (of_speech, of_video):
-        added.add_argument("--num", type=positive, default=100, help="how many to speak or animate; 100 if left out")
-    for name, added in {"caption": of_captions, "draw": of_drawings, "codec": of_codec, "speech": of_speech, "video": of_video}.items():
+    of_cross = command(
+        kinds, "cross", evaluate, "From a spoken name to a picture, and back.", example=example.format("cross any") + " --speech speech"
+    )
+    of_cross.add_argument("--speech", required=True, metavar="FOLDER", help="of speech, as tools/build_speech.py makes it")
+    of_cross.add_argument("--voice", default="heart", metavar="NAME", help="the voice that says the names; heart if left out")
+    of_cross.add_argument("--no-recogniser", action="store_true", help="only the pictures, which need no independent recogniser")
+    for added in (of_speech, of_video, of_cross):
+        added.add_argument("--num", type=positive, default=100, help="how many of each; 100 if left out")
+    each = {"caption": of_captions, "draw": of_drawings, "codec": of_codec, "speech": of_speech, "video": of_video, "cross": of_cross}
+    for name, added in each.items():
         added.set_defaults(what=name)
         add_model(added, positional=True)
         if name != "speech":
@@ -364,12 +371,25 @@ def evaluate_video(options: argparse.Namespace) -> dict:
     return evaluate_clips(load(options), clips, rows, judge, options.num)
 
 
+def evaluate_cross(options: argparse.Namespace) -> dict:
+    from mmgpt.data.emoji import load_emoji
+    from mmgpt.data.speech import load_speech
+    from mmgpt.evaluate.cross import evaluate_cross
+    from mmgpt.evaluate.hearing import Recogniser
+    from mmgpt.evaluate.judge import Judge
+
+    speech, rows, judge = load_speech(options.speech), load_emoji(options.data), Judge.load()
+    recogniser = None if options.no_recogniser else Recogniser.load()
+    return evaluate_cross(load(options), speech, rows, judge, recogniser, options.voice, options.num)
+
+
 EVALUATIONS = {
     "caption": evaluate_captions,
     "draw": evaluate_drawing,
     "codec": evaluate_codec,
     "speech": evaluate_speech,
     "video": evaluate_video,
+    "cross": evaluate_cross,
 }
 
 

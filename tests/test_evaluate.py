@@ -11,10 +11,14 @@ from PIL import Image
 from torch import nn
 
 from mmgpt.data.emoji import Emoji, drawing_prompt, is_held_out, load_emoji, picture, seen_concepts, training_rows, unseen_combinations, untinted
+from mmgpt.data.speech import Speech
 from mmgpt.encoders.efficientnet import EfficientNetLite0
 from mmgpt.errors import CheckpointError, DataError, InputError
 from mmgpt.evaluate import caption, codec, draw
+from mmgpt.evaluate.cross import evaluate_cross
+from mmgpt.evaluate.hearing import Recogniser
 from mmgpt.evaluate.judge import Judge, means, rank_unseen_artists, shared_concepts, top
+from mmgpt.types import Audio, Part
 
 THINGS = ("cat", "dog", "tree", "boat", "moon", "drum", "guard: light skin tone", "guard: dark skin tone")
 STYLES = ("twemoji", "fluent-3d", "fluent-flat", "emojione")
@@ -44,6 +48,8 @@ def judge() -> Judge:
 
 class Gpt:
     """Looks the answer up, or gives another one."""
+
+    heads = {"text": None}
 
     def __init__(self, rows: list[Emoji], right: bool = True):
         self.row = {picture(row).tobytes(): row for row in rows}
@@ -241,3 +247,56 @@ def test_results_are_json_and_reports_are_lines(rows, judge):
         assert isinstance(module.report(figures), str)
     lines = caption.report({"names": {"all": {"exact": 0.25, "pictures": 8}}}).splitlines()
     assert lines == ["names", "  all", "    exact     0.250", "    pictures  8"]
+
+
+# --- from sound to pictures and back --------------------------------------------------------------------------------------------------
+
+
+class Answers:
+    """Hears the name in a clip's first sample and draws it; says a picture's name as a sound whose first sample is its place in THINGS."""
+
+    heads = dict.fromkeys(("text", "image", "audio"))
+
+    def __init__(self, rows, drawn_right: bool = True, said_right: bool = True):
+        self.row = {picture(row).tobytes(): row for row in rows}
+        self.image = {row.label: picture(row) for row in rows if row.style == "twemoji"}
+        self.drawn_right, self.said_right = drawn_right, said_right
+
+    def run(self, requests):
+        return [type("Result", (), {"parts": self.answer(request)})() for request in requests]
+
+    def answer(self, request):
+        given, words = request.parts
+        if request.to == ("text", "image"):
+            assert words == "transcribe:"
+            label = THINGS[int(given.samples[0, 0] * 100)]
+            return [Part(label.upper()), Part(self.image[label if self.drawn_right else THINGS[(THINGS.index(label) + 1) % 6]])]
+        assert request.to == ("text", "audio") and words == "caption:"
+        label = self.row[given.tobytes()].label
+        return [Part("a " + label), Part(Audio(torch.tensor([THINGS.index(label) / 100]), 16_000))]
+
+
+class Hears(Recogniser):
+    def __init__(self):
+        pass
+
+    def transcribe(self, sounds):
+        return [THINGS[round(float(sound.samples[0]) * 100)] + "." for sound in sounds]
+
+
+def test_spoken_names_are_drawn_and_pictures_named_aloud(rows, judge, monkeypatch):
+    def clip(label: str, voice: str = "heart") -> Speech:
+        return replace(Speech(b"", label, voice, "name", "train"), audio=str(THINGS.index(label)).encode())
+
+    monkeypatch.setattr(Speech, "sound", property(lambda self: Audio(torch.full((1, 9), (int(self.audio) + 0.5) / 100), 16_000)))
+    monkeypatch.setattr("mmgpt.evaluate.cross.Engine", lambda gpt: gpt)
+    speech = [clip(label) for label in THINGS[:4]] + [clip(THINGS[5], "rms")]
+    both = evaluate_cross(Answers(rows), speech, rows, judge, Hears(), "heart", of=6)
+    assert both["spoken_to_picture"] == {"names": 4, "words": 1.0, "top1": 1.0, "top5": 1.0}
+    assert both["picture_to_spoken"] == {"pictures": 4, "words": 0.0, "exact": 1.0}
+    wrong = evaluate_cross(Answers(rows, drawn_right=False), speech, rows, judge, None, "heart", num=3, of=6)
+    assert wrong.keys() == {"spoken_to_picture"} and wrong["spoken_to_picture"]["top1"] == 0.0 and wrong["spoken_to_picture"]["names"] == 3
+    with pytest.raises(DataError, match="0 of 6 names are spoken by 'nobody' among 5 clips"):
+        evaluate_cross(Answers(rows), speech, rows, judge, None, "nobody", of=6)
+    with pytest.raises(InputError, match="text, pictures and sound"):
+        evaluate_cross(Gpt(rows), speech, rows, judge, None, "heart", of=6)

@@ -228,6 +228,7 @@ class AnyOptions:
     side: int = 64  # pixels of the frames that are written
     encoder: str = "mel"  # or frames
     ears: str = ""  # a folder that the recipe `ears` made: its encoder instead of a new one
+    ear_rate: float = 0.5  # it learns so much slower than the rest
     drop: float = 0.1
     hide: float = 0.0
     strength: float = 1.2
@@ -260,8 +261,9 @@ def any_to_any(options: AnyOptions, settings: Settings, words: Words) -> Job:
         model.encoders["audio"].load_state_dict(heard.encoder.state_dict())
     freeze(model, options.frozen)
     model.to(device_of(options.device)).train()
-    if model.config.tower:
-        model.rates = {"encoders.image.tower": 0.2}
+    model.rates = {"encoders.image.tower": 0.2} if model.config.tower else {}
+    if heard:
+        model.rates["encoders.audio"] = options.ear_rate
     chosen = training_rows(load_emoji(options.data), model.config.left_out or None)
     mix = Mix(options.captions, options.draws, options.drop, strength=options.strength)
     pictures = GPTTask(model, pixels(chosen), [emoji_item(row, options.skin_weight) for row in chosen], mix, left_out=model.config.left_out)

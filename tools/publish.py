@@ -64,7 +64,7 @@ ANY = {
     "what": """One decoder of {million:.1f} million parameters ({blocks} blocks of width {width}) reads pictures {eyes}, clips frame by frame
 through the same eyes, and speech through log-mel and convolutions; it writes text as BPE of {text} ids, the rest as codes.""",
     "knows": "emoji, how they move, and English sentences of a thousand words,",
-    "limits": """- Speech is that of synthetic voices, up to {seconds:g} seconds; human voices, noise and other words get a confident wrong transcript.
+    "limits": """- Speech is of synthetic voices, up to {seconds:g} seconds; human voices, noise and other words get confident wrong transcripts.
 - Clips are one or two things on white, {frames} frames a second long; it knows nothing of films.
 """
     + PICTURES,

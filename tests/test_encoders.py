@@ -200,6 +200,16 @@ def test_a_mel_vector_reads_its_own_window_and_nothing_else():
         assert difference_N.nonzero().flatten().tolist() == changed
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_a_block_reads_three_vectors_on_either_side(blocks):
+    encoder, sound = stirred(MelEncoder(WIDTH, mels=16, blocks=blocks)), noise(20 * FRAME)
+    samples = sound.samples.clone()
+    samples[0, 10 * FRAME + 320] += 2  # in the windows of vectors 9, 10 and 11
+    changed_N = (encoder(encoder.prepare(Audio(samples, RATE))) - encoder(encoder.prepare(sound))).abs().amax(1) > 0
+    assert changed_N.nonzero().flatten().tolist() == list(range(9 - 3 * blocks, 12 + 3 * blocks))
+
+
 def test_loudness_is_kept_and_silence_is_finite():
     for encoder in (FrameEncoder(WIDTH), MelEncoder(WIDTH)):
         silence, sound = Audio(torch.zeros(1, 1000), RATE), noise(1000)

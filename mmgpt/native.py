@@ -182,7 +182,7 @@ def video_port(config: VideoConfig, codec: ImageCodec, image: PatchEncoder, code
     opened, closed = (ids.take().start for _ in range(2))
     return Port(
         Video,
-        VideoEncoder(image, config.frames, seen=True),
+        VideoEncoder(image, config.frames, shared=True),
         VectorsLayout(opened, closed),
         VideoCodec(codec, config.side, config.frames, config.fps),
         CodesLayout(opened, codes, closed),

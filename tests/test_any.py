@@ -1,6 +1,7 @@
 """Sound and video in and out: their layout, a small model of all four modalities, its checkpoint, its events, its training."""
 
 from dataclasses import replace
+from pathlib import Path
 from random import Random
 
 import numpy as np
@@ -296,3 +297,32 @@ def test_codes_are_kept_for_the_same_files_and_codec(tmp_path, monkeypatch):
     next(codec.parameters()).data.add_(0.5)
     recipe.coded(codec, stored, encode, "speech")  # another codec
     assert len(opened) == 5 + 4 + 4 and len(list(tmp_path.iterdir())) == 3 and recipe.coded(codec, [], encode, "speech") == []
+
+
+def test_clips_that_were_seen_before_are_read_as_if_they_were_seen_now(tmp_path, monkeypatch):
+    from mmgpt.data.footage import load_clips
+    from mmgpt.train import any as recipe
+
+    monkeypatch.setattr(recipe, "CODES", tmp_path)
+    clips, gpt = load_clips(Path(__file__).parent / "data" / "clips3.parquet"), any_gpt()
+    kept = set(gpt.state_dict())
+    (fresh, _), (known, _) = (recipe.clip_directions(gpt, clips, [], (1, 0), 0.1, sights) for sights in ([], recipe.clip_sights(gpt, clips)))
+    assert set(gpt.state_dict()) == kept
+    for item in range(3):
+        streams = [pack([way.document(item, torch.Generator().manual_seed(0))], gpt.spans) for way in (fresh, known)]
+        vectors = [gpt.embed(stream) for stream in streams]
+        assert gap(*vectors) < 2e-3 and (streams[0].ids_BT == streams[1].ids_BT).all()
+        vectors[1].sum().backward()
+    assert gpt.encoders["video"].time.weight.grad.any()
+    assert all(p.grad is None for p in gpt.encoders["image"].parameters())
+
+
+def test_a_share_of_clips_is_described_by_how_it_moves():
+    from mmgpt.data.footage import load_clips
+    from mmgpt.train.any import clip_directions
+
+    clips, gpt = load_clips(Path(__file__).parent / "data" / "clips3.parquet"), any_gpt()
+    for moves, (asked, said) in {0.0: ("describe:", clips[0].text), 1.0: ("motion:", clips[0].motion)}.items():
+        document = clip_directions(gpt, clips, [], (1, 0), 0.1, moves=moves)[0].document(0, torch.Generator())
+        text = gpt.ports["text"].codec
+        assert [text.decode(part.ids_N[part.ids_N < text.num_codes]) for part in document[2:]] == [asked, said]

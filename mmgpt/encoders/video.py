@@ -37,12 +37,12 @@ class VideoEncoder(nn.Module):
     """Every frame through the image encoder, and a learned vector for its time.
 
     Of a longer video `max_frames` are read, evenly spread; each takes as many vectors as a picture of its size. An image encoder that
-    pictures share is `seen`, not owned: its weights are saved and counted once, with theirs.
+    pictures share is `shared`, not owned: its weights are saved and counted once, with theirs.
     """
 
-    def __init__(self, image: PatchEncoder, max_frames: int = 16, seen: bool = False):
+    def __init__(self, image: PatchEncoder, max_frames: int = 16, shared: bool = False):
         super().__init__()
-        if seen:
+        if shared:
             object.__setattr__(self, "image", image)
         else:
             self.image = image
@@ -56,6 +56,13 @@ class VideoEncoder(nn.Module):
         return on_grid(torch.cat([still.values_NF for still in stills]), (len(stills), *stills[0].grid[1:]))
 
     def forward(self, prepared: Prepared, /) -> Float[Tensor, "N D"]:
+        return self.timed(self.seen(prepared), prepared)
+
+    def seen(self, prepared: Prepared) -> Float[Tensor, "N D"]:
+        """Each frame as the image encoder sees it."""
         still_N3 = F.pad(prepared.place_N3[:, 1:], (1, 0))  # a picture's patches all stand at time 0
         stills = tuple((1, rows, columns) for frames, rows, columns in prepared.grids for _ in range(frames))
-        return self.image(Prepared(prepared.values_NF, still_N3, stills)) + self.time(prepared.place_N3[:, 0])
+        return self.image(Prepared(prepared.values_NF, still_N3, stills))
+
+    def timed(self, seen_ND: Float[Tensor, "N D"], prepared: Prepared) -> Float[Tensor, "N D"]:
+        return seen_ND + self.time(prepared.place_N3[:, 0])

@@ -7,18 +7,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from mmgpt.data.footage import Clip
 from mmgpt.data.speech import Speech, masked, varied
+from mmgpt.encoders.places import on_grid
+from mmgpt.encoders.video import VideoEncoder
 from mmgpt.errors import TrainingError
 from mmgpt.model import GPT
 from mmgpt.pack import Document
 from mmgpt.train.gpt import GPTTask
 from mmgpt.train.mix import Direction
-from mmgpt.types import Audio, Part, Prepared, Video
+from mmgpt.types import Audio, Part, Prepared, Video, Written
 
-TRANSCRIBE, DESCRIBE = "transcribe:", "describe:"
+TRANSCRIBE, DESCRIBE, MOVES = "transcribe:", "describe:", "motion:"
 SHOWN = 3  # of each direction
 CODES = Path("~/.cache/mmgpt/codes")
 
@@ -84,38 +87,77 @@ def clip_codes(gpt: GPT, clips: Sequence[Clip]) -> list[np.ndarray]:
     return coded(codec.picture.codec, [clip.stored for clip in clips], lambda n: codec.encode(clips[n].video), "clips")
 
 
+def clip_sights(gpt: GPT, clips: Sequence[Clip]) -> list[np.ndarray]:
+    """What the image encoder sees in all frames of each clip: for eyes that stay as they are, which then look but once."""
+    encoder = gpt.ports["video"].encoder
+    return coded(encoder.image, [clip.stored for clip in clips], lambda n: encoder.seen(encoder.prepare(clips[n].video)).half().numpy(), "sights")
+
+
+class Seen(nn.Module):
+    """In the place of a video encoder, for clips that its eyes have seen before: only the times of frames are still added, and learned."""
+
+    def __init__(self, encoder: VideoEncoder):
+        super().__init__()
+        object.__setattr__(self, "encoder", encoder)  # its weights are the encoder's, and saved with it
+
+    def forward(self, prepared: Prepared, /) -> Float[Tensor, "N D"]:
+        return self.encoder.timed(prepared.values_NF.to(self.encoder.time.weight.dtype), prepared)
+
+
 @torch.no_grad()
-def coded(codec: nn.Module, stored: Sequence[bytes], encode: Callable[[int], np.ndarray], name: str) -> list[np.ndarray]:
-    """The codes of all files. They take minutes, so they are kept in `CODES`, for when the same codec meets the same files again."""
+def coded(network: nn.Module, stored: Sequence[bytes], encode: Callable[[int], np.ndarray], name: str) -> list[np.ndarray]:
+    """What a network makes of all files. That takes minutes, so it is kept in `CODES`, for when the same network meets the same files again."""
     from rich.progress import track
     from safetensors.numpy import load_file, save_file
 
     if not stored:
         return []
     known = sha256()
-    for part in (*codec.state_dict().values(), *stored):
+    for part in (*network.state_dict().values(), *stored):
         known.update(part if isinstance(part, bytes) else part.cpu().contiguous().numpy().tobytes())
     first = encode(0)  # its shape, too, says whether frames are as large and as many as they were
     known.update(str((first.shape, first.tolist(), len(stored))).encode())
     place = CODES.expanduser() / f"{name}-{known.hexdigest()[:24]}.safetensors"
     if place.is_file():
         kept = load_file(place)
-        return np.split(kept["codes"].astype(np.int64), kept["counts"].cumsum()[:-1])
+        codes = kept["codes"] if kept["codes"].dtype == np.float16 else kept["codes"].astype(np.int64)
+        return np.split(codes, kept["counts"].cumsum()[:-1])
     found = [encode(n) for n in track(range(len(stored)), f"coding {name}", transient=True)]
     place.parent.mkdir(parents=True, exist_ok=True)
     new = place.with_suffix(f".{os.getpid()}")
-    save_file({"codes": np.concatenate(found).astype(np.int32), "counts": np.array([len(codes) for codes in found])}, new)
+    codes = np.concatenate(found)
+    save_file({"codes": codes if codes.dtype == np.float16 else codes.astype(np.int32), "counts": np.array([len(codes) for codes in found])}, new)
     new.rename(place)
     return found
 
 
-def clip_directions(gpt: GPT, clips: Sequence[Clip], codes: Sequence[np.ndarray], counts: tuple[int, int], drop: float) -> list[Direction]:
-    """Clips to words, words to clips."""
+def clip_directions(
+    gpt: GPT,
+    clips: Sequence[Clip],
+    codes: Sequence[np.ndarray],
+    counts: tuple[int, int],
+    drop: float,
+    sights: Sequence[np.ndarray] = (),
+    moves: float = 0.0,
+) -> list[Direction]:
+    """Clips to words, words to clips. `sights`: of each clip, what eyes that are not trained see in it. A share `moves` of the clips is
+    described by how they move alone: that is one word of six, and learned late among the names of things."""
     port = gpt.ports["video"]
+    if sights:
+        gpt.encoders["sights"] = Seen(port.encoder)
+        _, rows, columns = port.encoder.prepare(clips[0].video).grid  # of every frame: they are made square
+
+    def watched(item: int) -> Written:
+        if not sights:
+            return port.reads.write(port.encoder.prepare(clips[item].video), "video")
+        grid = (len(sights[item]) // (rows * columns), rows, columns)
+        return port.reads.write(on_grid(torch.from_numpy(sights[item]), grid), "sights")
 
     def describe(item: int, generator: torch.Generator) -> Document:
-        begin, *words = gpt.write([Part(DESCRIBE), Part(clips[item].text, learn=True)])
-        return [begin, port.reads.write(port.encoder.prepare(clips[item].video), "video"), *words]
+        alone = float(torch.rand((), generator=generator)) < moves
+        asked, said = (MOVES, clips[item].motion) if alone else (DESCRIBE, clips[item].text)
+        begin, *words = gpt.write([Part(asked), Part(said, learn=True)])
+        return [begin, watched(item), *words]
 
     def animate(item: int, generator: torch.Generator) -> Document:
         dropped = float(torch.rand((), generator=generator)) < drop

@@ -228,7 +228,8 @@ class AnyOptions:
     side: int = 64  # pixels of the frames that are written
     encoder: str = "mel"  # or frames
     ears: str = ""  # a folder that the recipe `ears` made: its encoder instead of a new one
-    ear_rate: float = 0.5  # it learns so much slower than the rest
+    moves: float = 0.3  # this share of clips is described by how they move alone
+    ear_rate: float = 0.5  # an encoder with blocks, which has learned before, learns so much slower than the rest
     drop: float = 0.1
     hide: float = 0.0
     strength: float = 1.2
@@ -244,7 +245,7 @@ def any_to_any(options: AnyOptions, settings: Settings, words: Words) -> Job:
     from mmgpt.data.speech import load_speech, of
     from mmgpt.hub import load
     from mmgpt.native import SoundConfig, VideoConfig, build_from
-    from mmgpt.train.any import clip_codes, clip_directions, picture_directions, speech_codes, speech_directions
+    from mmgpt.train.any import clip_codes, clip_directions, clip_sights, picture_directions, speech_codes, speech_directions
     from mmgpt.train.ears import load_ears
     from mmgpt.train.gpt import GPTTask, Mix
     from mmgpt.train.mix import MixTask
@@ -262,7 +263,7 @@ def any_to_any(options: AnyOptions, settings: Settings, words: Words) -> Job:
     freeze(model, options.frozen)
     model.to(device_of(options.device)).train()
     model.rates = {"encoders.image.tower": 0.2} if model.config.tower else {}
-    if heard:
+    if heard or model.config.audio.blocks:
         model.rates["encoders.audio"] = options.ear_rate
     chosen = training_rows(load_emoji(options.data), model.config.left_out or None)
     mix = Mix(options.captions, options.draws, options.drop, strength=options.strength)
@@ -272,10 +273,12 @@ def any_to_any(options: AnyOptions, settings: Settings, words: Words) -> Job:
     hearing, watching = (options.transcribes, options.speaks), (options.describes, options.animates)
     said = speech_codes(model, speech, options.voice if options.speaks else None)
     shown = clip_codes(model, clips if options.animates else [])
+    still = not any(p.requires_grad for p in model.encoders["image"].parameters())
+    sights = clip_sights(model, clips) if still and options.describes else []
     directions = [
         *picture_directions(pictures),
         *speech_directions(model, speech, said, hearing, options.voice, options.drop),
-        *clip_directions(model, clips, shown, watching, options.drop),
+        *clip_directions(model, clips, shown, watching, options.drop, sights, options.moves),
     ]
     card = f"# any, trained here\n\nTrained with {words or 'the recipe as it is'}. Not evaluated.\n"
     task = MixTask(model, directions, options.row_length, settings.seed, {}, options.hide, card, options.backend)

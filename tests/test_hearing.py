@@ -15,8 +15,8 @@ from mmgpt.data.footage import Clip, load_clips
 from mmgpt.data.speech import Speech, load_speech, masked, of, varied
 from mmgpt.errors import DataError, InputError
 from mmgpt.evaluate.clips import close_up, describe, evaluate_clips, motion_in, still
-from mmgpt.evaluate.hearing import Recogniser
-from mmgpt.evaluate.speech import distance, evaluate_codec, evaluate_speech, nearest
+from mmgpt.evaluate.hearing import Recogniser, edits
+from mmgpt.evaluate.speech import evaluate_codec, evaluate_speech, nearest
 from mmgpt.types import Audio, Video
 
 DATA = Path(__file__).parent / "data"
@@ -128,7 +128,7 @@ def test_masks_are_bands_and_stretches():
 
 
 def test_distance_and_the_nearest_name():
-    assert distance("kitten", "sitting") == 3 and distance("", "abc") == 3 and distance("same", "same") == 0
+    assert edits("kitten", "sitting") == 3 and edits("", "abc") == 3 and edits("same", "same") == 0
     assert nearest("rd aple", ["red apple", "rocket", "cat"]) == "red apple"
 
 

@@ -63,7 +63,7 @@ def word_error(said: Sequence[str], heard: Sequence[str]) -> float:
 
 
 def edits(a: Sequence[str], b: Sequence[str]) -> int:
-    """The distance of Levenshtein: the fewest insertions, deletions and replacements that make one of the other."""
+    """The distance of Levenshtein: the fewest insertions, deletions and replacements that make one of the other, of words or letters."""
     row = list(range(len(b) + 1))
     for i, one in enumerate(a, 1):
         before, row[0] = row[0], i

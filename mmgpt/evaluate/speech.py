@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from mmgpt.data.speech import Speech
 from mmgpt.errors import DataError, InputError
-from mmgpt.evaluate.hearing import Recogniser, dnsmos, word_error
+from mmgpt.evaluate.hearing import Recogniser, dnsmos, edits, word_error
 from mmgpt.generate.engine import Engine, Request
 from mmgpt.types import Audio
 
@@ -98,14 +98,4 @@ def mean(sounds: Sequence[Audio]) -> float:
 
 def nearest(words: str, candidates: Sequence[str]) -> str:
     """The candidate that takes the fewest changes of letters, of equal ones the first; per letter of the longer of the two."""
-    return min(candidates, key=lambda candidate: distance(words, candidate) / max(len(words), len(candidate), 1))
-
-
-def distance(a: str, b: str) -> int:
-    """Letters to insert, delete or change (Levenshtein)."""
-    row = list(range(len(b) + 1))
-    for i, x in enumerate(a, 1):
-        before, row[0] = row[0], i
-        for j, y in enumerate(b, 1):
-            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (x != y))
-    return row[-1]
+    return min(candidates, key=lambda candidate: edits(words, candidate) / max(len(words), len(candidate), 1))

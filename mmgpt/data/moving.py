@@ -22,8 +22,8 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from mmgpt.data.pictures import MAX_PIXELS as MAX_FRAME
-from mmgpt.data.pictures import as_rgb, broken, check_size, decode, kind_of
-from mmgpt.data.sound import given, suffix_of, write_whole
+from mmgpt.data.pictures import as_rgb, broken, check_size, decode, kind_of, write_whole
+from mmgpt.data.sound import given, suffix_of
 from mmgpt.encoders.video import check
 from mmgpt.errors import InputError
 from mmgpt.types import Video

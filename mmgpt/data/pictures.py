@@ -79,15 +79,25 @@ def save_picture(image: Image.Image, path: str | Path) -> Path:
     if options is None:
         raise InputError(f"{str(path)!r} has the unknown suffix {path.suffix!r}; known are {', '.join(SAVE_OPTIONS)}")
     image = decode(image, "the picture to save", image.width * image.height)
+    content = io.BytesIO()
+    try:
+        image.save(content, **options)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{str(path)!r} cannot be written: Pillow refused it ({error}); save it as .png") from error
+    return write_whole(content.getvalue(), path)
+
+
+def write_whole(content: bytes, path: Path) -> Path:
+    """The file with this content, complete or not at all."""
     part = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
         with open(part, "xb") as file:
-            image.save(file, **options)
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "Pillow refused it"
+        reason = getattr(error, "strerror", None) or "not a path"
         raise InputError(f"{str(path)!r} cannot be written: {reason}; choose an existing folder that you may write to") from error
     finally:
         try:
@@ -108,7 +118,7 @@ def read_bytes(path: str | Path, name: str, max_bytes: int) -> bytes:
         raise InputError(f"{name} does not exist; check the path") from error
     except (OSError, ValueError) as error:  # no permission, name too long, a NUL in the name
         raise InputError(f"{name} cannot be opened ({getattr(error, 'strerror', None) or 'not a path'}); check the path") from error
-    raise InputError(f"{name} is {'a folder' if stat.S_ISDIR(mode) else 'not a regular file'}; give the path of one picture")
+    raise InputError(f"{name} is {'a folder' if stat.S_ISDIR(mode) else 'not a regular file'}; give the path of one file")
 
 
 def kind_of(data: bytes, name: str):

@@ -5,8 +5,6 @@ block by block. What a header says is held against the limits before a sample is
 """
 
 import io
-import os
-import secrets
 import struct
 from pathlib import Path
 
@@ -14,7 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from mmgpt.data.pictures import broken, read_bytes
+from mmgpt.data.pictures import broken, read_bytes, write_whole
 from mmgpt.encoders.audio import CHANNELS, RATES, check
 from mmgpt.errors import InputError
 from mmgpt.types import Audio
@@ -159,23 +157,3 @@ def suffix_of(path: Path, known: dict):
     if path.suffix.lower() not in known:
         raise InputError(f"{str(path)!r} has the unknown suffix {path.suffix!r}; known are {', '.join(known)}")
     return known[path.suffix.lower()]
-
-
-def write_whole(content: bytes, path: Path) -> Path:
-    """The file with this content, complete or not at all."""
-    part = path.with_name(f".{secrets.token_hex(8)}.part")
-    try:
-        with open(part, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "not a path"
-        raise InputError(f"{str(path)!r} cannot be written: {reason}; choose an existing folder that you may write to") from error
-    finally:
-        try:
-            part.unlink(missing_ok=True)
-        except (OSError, ValueError):
-            pass  # the folder itself is unusable and said so above
-    return path

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import transformers
 from tiny import gap, picture, tiny_gpt
 
 from mmgpt.encoders.image import pixels_of
@@ -118,6 +119,8 @@ def test_captions_are_the_native_ones(gpt, model, processor, settings):
     """Batched, with padding, one prompt with two pictures: what the engine writes for each alone."""
     prompts = [(picture(1), "caption:"), (picture(2), picture(3), "a red apple caption:")]
     if "prompt_lookup_num_tokens" in settings:
+        if transformers.__version__.startswith("5.17."):
+            pytest.skip("transformers 5.17 ends an assisted text at once where the prompt ends with an end, as ours do; 5.23 does not")
         prompts = prompts[1:]  # it takes one prompt
     wanted = [run(gpt, [Request(list(prompt), grid=(1, 1, 12))])[0].ids for prompt in prompts]
     inputs = asked(processor, *(chat(*prompt) for prompt in prompts))

@@ -358,6 +358,29 @@ def test_hidden_codes_are_learned_but_not_shown():
     assert len(packed.ids_BT) < 32 and torch.equal(packed.targets[0].id_N.sort().values, whole.targets[0].id_N.sort().values)
 
 
+@pytest.mark.parametrize("row_length", [0, 128])
+def test_swapped_codes_are_those_of_another_drawing(row_length):
+    """Of the share that is swapped half is another's up to a code; what is learned stays, and hidden drawings are none of these."""
+    of = {"captions": 2, "draws": 64, "row_length": row_length}
+    found, whole = gpt_task(**of, swap=0.4).batch(3)[1], gpt_task(**of).batch(3)[1]
+    assert torch.equal(found.targets[0].id_N, whole.targets[0].id_N)
+    slot_NC = (whole.targets[0].slot_N.sort().values + 1).view(64, 8)
+    changed_NC = (found.ids_BT != whole.ids_BT).flatten()[slot_NC]
+    assert int(changed_NC.sum()) == int((found.ids_BT != whole.ids_BT).sum())  # codes, and nothing else
+    touched_N = changed_NC.any(1)
+    assert 0.2 < float(touched_N.float().mean()) < 0.6
+    shown_NC, own_NC = (stream.ids_BT.flatten()[slot_NC] for stream in (found, whole))
+    for n in touched_N.nonzero()[:, 0].tolist():
+        assert any((shown_NC[n][changed_NC[n]] == other_C[changed_NC[n]]).all() for other_C in own_NC)
+    both = gpt_task(**of, swap=0.4, hide=1.0).batch(3)[1]
+    assert torch.equal(both.ids_BT.flatten()[slot_NC][touched_N], shown_NC[touched_N])
+    parts = gpt_task(captions=2, draws=64, swap=0.4)
+    halves = [parts.share(3, n, 2)[1].ids_BT for n in (0, 1)]
+    assert torch.equal(torch.stack(halves, 1).flatten(0, 1), parts.batch(3)[1].ids_BT)
+    with pytest.raises(TrainingError, match="swap=0.6"):
+        Mix(swap=0.6)
+
+
 def test_what_is_trained_is_what_is_generated():
     """The documents of training are those that the engine continues: the same ids up to where the answer begins."""
     task, item = gpt_task(), Item(("a red apple",), (("caption:", "red apple"),))

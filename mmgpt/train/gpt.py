@@ -37,6 +37,8 @@ class Mix:
     `augment`: pictures that are read are distorted, by `strength` times the usual; above 1 they are also bent and lose their colours at times.
     `hide`: half of the drawings are learned with up to this share of their own codes hidden from the codes behind them. A code
     follows from its neighbours almost without the words, so that words are learned late; hidden neighbours leave only the words.
+    `swap`: this share of the drawings, half at most, is shown codes of another drawing in place of its own, all up to one of them or scattered
+    ones, and learns what follows by its words: a picture that was begun wrongly comes right (after Han et al., 2025, "Infinity": self-correction).
     `z_loss`: weight of a cost that keeps scores from growing, see `decoders.heads.Head.loss`; 1e-4 is usual.
     """
 
@@ -49,11 +51,14 @@ class Mix:
     augment: bool = True
     strength: float = 1.0
     hide: float = 0.0
+    swap: float = 0.0
     z_loss: float = 0.0
 
     def __post_init__(self):
         if not 0 < self.strength <= 3:
             raise TrainingError(f"strength={self.strength}: pictures are distorted above 0, up to 3 times as much as usual")
+        if not 0 <= self.swap <= 0.5:
+            raise TrainingError(f"swap={self.swap}: use 0 (none) to 0.5 (half of the drawings are shown another's codes)")
         if not 0 <= self.z_loss < 1:
             raise TrainingError(f"z_loss={self.z_loss}: use 0 (none) to below 1; 0.0001 is usual")
         if min(self.captions, self.draws) < 0 or self.captions + self.draws == 0 or not (0 <= self.drop <= 1 and 0 <= self.hide <= 1):
@@ -129,9 +134,14 @@ class GPTTask:
                 documents.append(self.caption(index[n], chance[n]))
         drawings = [self.draw(index[n], chance[n]) for n in draws]
         streams = [pack(some, self.model.spans, mix.row_length or None) for some in (documents, drawings) if some]
-        if mix.draws and mix.hide:
+        if mix.draws and (mix.hide or mix.swap):
             noise = torch.rand(mix.draws, 1 + self.codes[0].size, generator=generator)[number::of]
-            streams[-1] = hidden(streams[-1], self.model.begin, mix.hide, noise[order(drawings, mix.row_length or None)])
+            stands = order(drawings, mix.row_length or None)
+            streams[-1] = hidden(streams[-1], self.model.begin, mix.hide, noise[stands])
+            if mix.swap:
+                others = [index[mix.captions + (n - mix.captions + 1) % mix.draws] for n in draws]
+                other_NC = self.model.spans["image"].start + torch.from_numpy(self.codes[others].reshape(len(others), -1))
+                streams[-1] = swapped(streams[-1], other_NC[stands], mix.swap, noise[stands])
         return tuple(streams)
 
     def caption(self, index: int, chance: list[float]) -> Document:
@@ -206,6 +216,19 @@ def hidden(stream: Stream, id: int, most: float, noise_NC: Float[Tensor, "N C"])
     share_N1 = most * (2 * noise_NC[:, :1] - 1).clamp(min=0)
     gone_N = slot_N[(noise_NC[:, 1:] < share_N1).flatten()]
     return replace(stream, ids_BT=stream.ids_BT.flatten().index_fill(0, gone_N, id).view_as(stream.ids_BT))
+
+
+def swapped(stream: Stream, other_NC: Int[Tensor, "N C"], share: float, noise_NC: Float[Tensor, "N 1+C"]) -> Stream:
+    """The stream with learned codes of a `share` of the documents shown as another's: half of these up to a code, half scattered. Targets stay.
+
+    `noise_NC` as in `hidden`, which leaves the documents alone that are chosen here.
+    """
+    slot_NC = (torch.cat([target.slot_N for target in stream.targets]).sort().values + 1).view_as(other_NC)
+    way_N1, place_C = noise_NC[:, :1] / share, torch.arange(other_NC.shape[1]) / other_NC.shape[1]
+    begun_NC, strewn_NC = place_C < 2 * way_N1, noise_NC[:, 1:] < 2 * way_N1 - 1
+    gone_NC = torch.where(way_N1 < 0.5, begun_NC, strewn_NC) & (way_N1 < 1)
+    ids = stream.ids_BT.flatten().index_copy(0, slot_NC[gone_NC], other_NC[gone_NC].to(stream.ids_BT.dtype))
+    return replace(stream, ids_BT=ids.view_as(stream.ids_BT))
 
 
 def order(documents: Sequence[Document], row_length: int | None) -> list[int]:

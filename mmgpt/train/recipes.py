@@ -87,6 +87,7 @@ class EmojiOptions:
     image_weight: float = 1.0
     strength: float = 1.0  # of the distortion of pictures that are read; above 1 outlines bend and colours go, as with another artist
     hide: float = 0.0  # up to this share of a drawing's codes is hidden from the codes behind them, in half of the drawings
+    swap: float = 0.0  # this share of the drawings is shown codes of another one, and learns to come right
     z_loss: float = 0.0  # keeps scores from growing; 0.0001 is usual
     row_length: int = 0
     skin_weight: float = 0.35
@@ -139,7 +140,7 @@ def emoji(options: EmojiOptions, settings: Settings, words: Words) -> Job:
     if model.config.tower:
         model.rates = {"encoders.image.tower": options.tower_rate}
     freeze(model, options.frozen)
-    how = {"strength": options.strength, "hide": options.hide, "z_loss": options.z_loss}
+    how = {"strength": options.strength, "hide": options.hide, "swap": options.swap, "z_loss": options.z_loss}
     mix = Mix(options.captions, options.draws, options.drop, options.text_weight, options.image_weight, options.row_length, **how)
     card = f"# emoji, trained here\n\nTrained with {words or 'the recipe as it is'}. Not evaluated.\n"
     task = GPTTask(model.to(device_of(options.device)).train(), pixels(chosen), items, mix, settings.seed, card, options.backend, options.leave_out)

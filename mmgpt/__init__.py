@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 _WHERE = {
     "load": "mmgpt.hub",
     "save": "mmgpt.hub",
+    "compose": "mmgpt.interop.compose",
     "GPT": "mmgpt.model",
     "Port": "mmgpt.model",
     "Audio": "mmgpt.types",
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from mmgpt.generate.request import Request
     from mmgpt.generate.sampling import Sampling
     from mmgpt.hub import load, save
+    from mmgpt.interop.compose import compose
     from mmgpt.model import GPT, Port
     from mmgpt.types import Audio, Part, Video
 

@@ -64,7 +64,11 @@ def load(
     """
     device, dtype = device_of(device), dtype_of(dtype)
     folder = find(name_or_folder)
-    if (folder / MANIFEST).is_file() or not (folder / "config.json").is_file():
+    if not any((folder / name).is_file() for name in (MANIFEST, "config.json")):
+        adapter = (folder / "adapter_config.json").is_file()
+        hint = "it holds an adapter alone: merge it into its model with peft, and save that" if adapter else "pass the folder of a model"
+        raise CheckpointError(f"{folder} has neither manifest.json, as what mmgpt wrote, nor config.json, as released models have: {hint}")
+    if (folder / MANIFEST).is_file():
         kind = kind_of(folder)
         if parts and kind != "composed":
             raise InputError(f"{len(parts)} parts for {folder}, a checkpoint of kind {kind!r}: only a composed one takes them; leave parts out")
@@ -107,7 +111,7 @@ def kind_of(folder: Path) -> str:
     return kind
 
 
-def save(gpt: GPT, folder: str | Path, dtype: torch.dtype | None = None) -> Path:
+def save(gpt: GPT, folder: str | Path, dtype: torch.dtype | str | None = None) -> Path:
     """Any model as a folder that `load` opens again, weights in `dtype` where given; released models in transformers' format."""
     from mmgpt.interop.compose import Composed
     from mmgpt.interop.composed import save as save_composed
@@ -115,7 +119,7 @@ def save(gpt: GPT, folder: str | Path, dtype: torch.dtype | None = None) -> Path
     from mmgpt.native import NativeConfig
     from mmgpt.native import save as save_native
 
-    config = getattr(gpt, "config", None)
+    config, dtype = getattr(gpt, "config", None), dtype_of(dtype)
     for kind, write in ((NativeConfig, save_native), (Composed, save_composed), (Released, export)):
         if isinstance(config, kind):
             return write(gpt, folder, dtype=dtype)

@@ -10,8 +10,9 @@ from tiny import gap, learned, picture, tiny_gpt
 
 import mmgpt
 from mmgpt.errors import CheckpointError, InputError
-from mmgpt.interop.compose import FROZEN, LORA, TRAINED, Composed, Policy, adapt, compose, grown, merge
-from mmgpt.interop.parts import FeatureTower, ImageTower, SoundCodes, WhisperTower
+from mmgpt.interop.compose import FROZEN, LORA, TRAINED, Composed, Policy, adapt, check_part, check_policy, compose, grown, merge
+from mmgpt.interop.parts import FeatureTower, ImageTower, WhisperTower
+from mmgpt.interop.sounds import SoundCodes
 from mmgpt.pack import pack
 from mmgpt.train.loop import Settings, optimizers
 from mmgpt.types import Audio, Part, join
@@ -128,6 +129,24 @@ def test_sound_codecs(tmp_path):
             assert gap(codec.decode(codes).samples, made.audio_values.reshape(-1)) < 1e-4 and codec.decode(codes).rate == 24_000, kind
 
 
+def test_fewer_codes_of_a_frame(tmp_path):
+    """`quantizers` is the number of codes a frame, whatever the codec calls it; what it cannot do is refused when it is loaded."""
+    import transformers
+
+    sound, names = Audio(torch.randn(480) / 4, 24_000), {"mimi": "MimiModel", "encodec": "EncodecModel", "dac": "DacModel"}
+    for kind, values in SOUND.items():
+        values = values | ({"target_bandwidths": [12.0, 36.0]} if kind == "encodec" else {})  # 3,000 frames a second of 4 bits
+        getattr(transformers, names[kind])(transformers.CONFIG_MAPPING[kind](**values, sampling_rate=24_000)).save_pretrained(tmp_path / kind)
+        few = 1 if kind == "encodec" else 2
+        assert SoundCodes.load(tmp_path / kind, few).encode(sound).shape[1] == few
+        with pytest.raises(InputError, match="quantizers=40"):
+            SoundCodes.load(tmp_path / kind, 40)
+    with pytest.raises(InputError, match="quantizers=2: this EnCodec writes 1, 3 codes a frame"):
+        SoundCodes.load(tmp_path / "encodec", 2)
+    with pytest.raises(CheckpointError, match="a codec of 2 channels"):
+        SoundCodes(transformers.EncodecModel(transformers.EncodecConfig(**SOUND["encodec"], audio_channels=2)))
+
+
 @pytest.mark.parametrize("kind", ["mimi", "encodec", "dac"])
 def test_a_composition_speaks(tmp_path, kind):
     """Codes of a released sound codec, frame by frame, are written and read; the folder of it all speaks alike."""
@@ -209,6 +228,36 @@ def test_what_cannot_be_composed(tmp_path):
         Policy("sometimes")
     with pytest.raises(InputError, match="image_out for a decoder with 2 ports, text, image: it has one for image already"):
         compose(tiny_gpt(), image_out=tiny_gpt().ports["image"].codec)
+    released(tmp_path / "text", "llama", {})
+    with pytest.raises(InputError, match="image_in of type Conv2d has no prepare"):
+        compose(tmp_path / "text", image_in=torch.nn.Conv2d(3, 3, 1))
+    with pytest.raises(InputError, match="image_out of type str has no decode: pass a codec"):
+        check_part("image_out", "folder")
+    for wrong, match in (("frozen", "policy='frozen': pass a part and its Policy"), ({"decoder": "frozen"}, "policy decoder='frozen': use FROZEN")):
+        with pytest.raises(InputError, match=match):
+            check_policy(wrong)
+
+
+def test_what_is_refused_changes_nothing(tmp_path):
+    """A decoder with LoRA goes on learning when somebody tries to compose with it again."""
+    released(tmp_path / "text", "llama", {})
+    decoder, codec = mmgpt.load(tmp_path / "text"), tiny_gpt().ports["image"].codec
+    gpt = compose(decoder, image_out=codec, image_grid=(1, 2, 4))
+    learns = {name for name, p in gpt.named_parameters() if p.requires_grad}
+    assert any("lora_A" in name for name in learns)
+    with pytest.raises(InputError, match="layers have LoRA already"):
+        compose(decoder, image_out=codec)
+    assert {name for name, p in gpt.named_parameters() if p.requires_grad} == learns
+
+
+def test_a_codec_stays_exact_in_a_rounded_folder(tmp_path):
+    released(tmp_path / "text", "llama", {})
+    codec = tiny_gpt().ports["image"].codec
+    gpt = compose(tmp_path / "text", image_out=codec, image_grid=(1, 2, 4), policy={"decoder": FROZEN})
+    again = mmgpt.load(mmgpt.save(gpt, tmp_path / "half", dtype="bfloat16"))
+    assert again.table.weight.dtype == torch.bfloat16
+    assert all(torch.equal(one, two) for one, two in zip(again.codecs.parameters(), gpt.codecs.parameters(), strict=True))
+    assert again.draw(["a red"])[0].size == (16, 16)
 
 
 # --- saved = loaded ----------------------------------------------------------------------------------------------------------------------

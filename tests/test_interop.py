@@ -10,8 +10,9 @@ import torch
 from tiny import gap
 
 import mmgpt
-from mmgpt.errors import CheckpointError
+from mmgpt.errors import CheckpointError, InputError
 from mmgpt.generate.engine import Request, run
+from mmgpt.generate.sampling import Sampling
 from mmgpt.interop import shards
 from mmgpt.interop.released import export
 from mmgpt.pack import pack
@@ -223,6 +224,19 @@ FAULTS = {
     "nonsense": (lambda f: change_config(f, hidden_size="wide"), "config.json does not fit a llama"),
     "other activation": (lambda f: change_config(f, hidden_act="gelu"), "hidden_act='gelu' is not supported"),
     "longrope": (lambda f: change_config(f, rope_parameters={"rope_type": "dynamic", "rope_theta": 1.0, "factor": 2.0}), "follow the length"),
+    "part of a head turns": (
+        lambda f: change_config(f, rope_parameters={"rope_type": "default", "rope_theta": 1.0, "partial_rotary_factor": 0.5}),
+        "partial_rotary_factor=0.5 is not supported",
+    ),
+    "odd width": (lambda f: change_config(f, hidden_size=33), "config.json does not fit a llama .*33.*4"),
+    "quantised": (lambda f: change_config(f, quantization_config={"quant_method": "fp8"}), "its weights are quantised"),
+    "whole numbers": (
+        lambda f: change_header(f, lambda h: h[NORM].update(dtype="I32")),
+        f"tensor {NORM} is of torch.int32: quantised weights are not read",
+    ),
+    "no head": (lambda f: change_config(f, architectures=["LlamaModel"], num_hidden_layers=4), "it was saved as a LlamaModel"),
+    "the adapter's": (lambda f: change_config(f, model_type="mmgpt"), "to_native makes it ours"),
+    "an adapter": (lambda f: (f / "config.json").rename(f / "adapter_config.json"), "it holds an adapter alone"),
     "fewer ids": (lambda f: change_config(f, vocab_size=200), "tokenizer.json has id 2.., config.json 200 ids"),
     "end outside": (lambda f: (f / "generation_config.json").write_text('{"eos_token_id": 999}'), r"eos_token_id \[999\] with 320 ids"),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "has no tokenizer.json"),
@@ -249,6 +263,20 @@ def test_a_damaged_folder_is_refused_before_memory_is_taken(fault, tmp_path, lla
     monkeypatch.setattr("mmgpt.interop.released.fill", lambda *_: pytest.fail("memory was taken"))
     with pytest.raises(CheckpointError, match=FAULTS[fault][1]):
         mmgpt.load(tmp_path / "it")
+
+
+def test_what_was_said_of_sampling_is_kept(tmp_path, llama):
+    """A penalty counts where the likeliest id is taken, too; and a type by its name is a type."""
+    import shutil
+
+    shutil.copytree(llama[0], tmp_path / "it")
+    (tmp_path / "it" / "generation_config.json").write_text('{"repetition_penalty": 1.5, "eos_token_id": 2, "top_k": 7}')
+    gpt = mmgpt.load(tmp_path / "it")
+    assert gpt.ports["text"].sampling == Sampling(temperature=0.0, repetition_penalty=1.5)
+    mmgpt.save(gpt, tmp_path / "half", dtype="bfloat16")
+    assert mmgpt.load(tmp_path / "half").table.weight.dtype == torch.bfloat16
+    with pytest.raises(InputError, match="dtype='int8'"):
+        mmgpt.save(gpt, tmp_path / "x", dtype="int8")
 
 
 def test_export_is_for_released_models_and_touches_nothing_else(tmp_path, llama):

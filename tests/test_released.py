@@ -185,7 +185,8 @@ def test_ids_are_those_of_the_family(both):
         wanted = [known["<|image start|>"], *size, known["<|image token|>"], *row[:2], line, *row[2:], line]
         wanted += [known["<|extra_201|>"], known["<|image end|>"]]
     else:
-        wanted = [known["<begin_of_image>"], 325, 326, 327, 328]
+        codes = np.arange(16).reshape(4, 4) + 5
+        wanted = [known["<begin_of_image>"], *range(325, 341)]
     assert port.writes.write(codes).ids_N.tolist() == wanted
     assert np.array_equal(port.writes.codes(np.asarray(wanted)[port.writes.script((1, *codes.shape)).open_N], (1, *codes.shape))[0], codes)
 
@@ -251,6 +252,29 @@ def test_drawing_is_learned(make, tmp_path):
             run(gpt, wanted)
         gpt.ports["image"].codec.decode = lambda codes: picture()
     assert np.array_equal(np.stack([result.codes[0] for result in run(gpt, wanted)]), codes)
+
+
+def test_pictures_are_prepared_as_the_checkpoint_says(both, tmp_path):
+    """Wherever it says so: transformers 5 writes one file for words and pictures. A codec stays exact where the rest is rounded."""
+    import json
+    import shutil
+
+    name, _, gpt, folder = both
+    shutil.copytree(folder, tmp_path / "it")
+    alone = tmp_path / "it" / "preprocessor_config.json"
+    (tmp_path / "it" / "processor_config.json").write_text(json.dumps({"image_processor": json.loads(alone.read_text())}))
+    alone.unlink()
+    image, codec = picture(3, side=16), gpt.ports["image"].codec
+    for dtype in (None, torch.bfloat16):
+        again = mmgpt.load(tmp_path / "it", dtype=dtype).ports["image"].codec
+        assert np.array_equal(again.encode(image), codec.encode(image))
+    (tmp_path / "it" / "processor_config.json").write_text('{"image_processor": {"size": "wide"}}')
+    if name != "emu3":  # its pictures are of any size
+        with pytest.raises(CheckpointError, match="processor_config.json does not fit a"):
+            mmgpt.load(tmp_path / "it")
+    (tmp_path / "it" / "processor_config.json").unlink()
+    with pytest.raises(CheckpointError, match="does not say how its pictures are prepared"):
+        mmgpt.load(tmp_path / "it")
 
 
 def test_what_is_loaded_is_written_back(both, tmp_path):

@@ -91,7 +91,7 @@ class ImageCodec(nn.Module):
 
     @torch.no_grad()
     def encode(self, pixels: Float[Tensor, "B 3 H W"]) -> Int[Tensor, "B h w"]:
-        return self(pixels)[1].long()
+        return self(pixels.to(next(self.parameters()).dtype))[1].long()
 
     @torch.no_grad()
     def decode(self, codes: Int[Tensor, "B h w"]) -> Float[Tensor, "B 3 H W"]:
@@ -99,7 +99,8 @@ class ImageCodec(nn.Module):
             raise InputError(
                 f"codes {int(codes.min())}..{int(codes.max())} of a codec with {self.num_codes} codes: they run from 0 to {self.num_codes - 1}"
             )
-        return unfold(self.synthesis(self.quantise.indices_to_codes(codes)), PATCH, PATCH).clamp(-1, 1)
+        values = self.quantise.indices_to_codes(codes).to(next(self.parameters()).dtype)
+        return unfold(self.synthesis(values), PATCH, PATCH).clamp(-1, 1)
 
 
 def reconstruction_loss(ours: Float[Tensor, "B 3 H W"], pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, ""]:
@@ -145,5 +146,5 @@ class PictureCodec(nn.Module):
 
     def decode(self, codes: Int[np.ndarray, "1 h w"], /) -> Image:
         device = next(self.parameters()).device
-        pixels = self.codec.decode(torch.from_numpy(np.ascontiguousarray(codes)).reshape(1, *codes.shape[-2:]).to(device))[0]
+        pixels = self.codec.decode(torch.from_numpy(np.ascontiguousarray(codes)).reshape(1, *codes.shape[-2:]).to(device))[0].float()
         return fromarray(rearrange(((pixels + 1) * 127.5).round().to(torch.uint8).cpu(), "c h w -> h w c").numpy())

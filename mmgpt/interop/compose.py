@@ -31,6 +31,7 @@ class Policy:
 
 
 FROZEN, LORA, TRAINED = Policy("frozen"), Policy("lora"), Policy("trained")
+AGAIN = "{} layers have LoRA already, and a second one cannot stand on it: call `merge` first, or choose frozen"
 PARTS = {"image_in": "image", "image_out": "image", "audio_in": "audio", "audio_out": "audio"}  # part -> its port
 POLICY = {"decoder": LORA, "table": TRAINED, "tower": FROZEN, "projector": TRAINED}
 
@@ -70,9 +71,11 @@ def compose(
     from mmgpt.interop.composed import facts_of
 
     gpt = load(decoder) if isinstance(decoder, (str, Path)) else decoder
-    unknown = set(policy) - set(POLICY)
-    if unknown:
-        raise InputError(f"policy for {sorted(unknown)[0]!r}: the parts are {', '.join(POLICY)}")
+    if not isinstance(gpt, GPT):
+        raise InputError(f"decoder of type {type(gpt).__name__}: pass a model, its folder or its hub id")
+    check_policy(policy)
+    if {**POLICY, **policy}["decoder"].how == "lora" and adapted(gpt.decoder):
+        raise InputError(AGAIN.format(adapted(gpt.decoder)))  # before anything is changed: the decoder may be in use
     image_in = ImageTower.load(image_in) if isinstance(image_in, (str, Path)) else image_in
     audio_in = WhisperTower.load(audio_in) if isinstance(audio_in, (str, Path)) else audio_in
     parts = {name: part for name, part in zip(PARTS, (image_in, image_out, audio_in, audio_out), strict=True) if part is not None}
@@ -84,10 +87,31 @@ def compose(
             f"{taken[0]} for a decoder with {len(gpt.ports)} ports, {', '.join(gpt.ports)}: it has one for {PARTS[taken[0]]} already; "
             f"leave {taken[0]} out, or compose with a model of text alone"
         )
+    for name, part in parts.items():
+        check_part(name, part)
     facts = {name: facts_of(part) for name, part in parts.items()}
     audio_grid = None if audio_out is None else frames_of(audio_out, seconds)
     config = Composed(getattr(gpt, "config", None), facts, image_grid, {**POLICY, **policy}, audio_grid=audio_grid)
     return assembled(gpt, parts, config).eval()
+
+
+def check_policy(policy) -> None:
+    if not isinstance(policy, Mapping):
+        raise InputError(f"policy={policy!r}: pass a part and its Policy each, as {{'decoder': FROZEN}}")
+    for name, one in policy.items():
+        if name not in POLICY:
+            raise InputError(f"policy for {name!r}: the parts are {', '.join(POLICY)}")
+        if not isinstance(one, Policy):
+            raise InputError(f"policy {name}={one!r}: use FROZEN, LORA or TRAINED of mmgpt.interop.compose, or a Policy of your own")
+
+
+def check_part(name: str, part) -> None:
+    """Towers prepare and codecs code: said here, not where the first picture is read."""
+    reads = name.endswith("_in")
+    lacks = [method for method in (("prepare", "forward") if reads else ("encode", "decode", "num_codes")) if not hasattr(part, method)]
+    if lacks:
+        takes = "a tower (ImageTower, FeatureTower, WhisperTower) or the folder of one" if reads else "a codec, as SoundCodes.load(folder)"
+        raise InputError(f"{name} of type {type(part).__name__} has no {lacks[0]}: pass {takes}")
 
 
 def frames_of(codec: Codec, seconds: float) -> Grid:
@@ -172,7 +196,7 @@ def adapt(module: nn.Module, rank: int) -> None:
     except ImportError:
         raise InputError("LoRA needs the package peft: pip install peft, or choose frozen or trained") from None
     if adapted(module):
-        raise InputError(f"{adapted(module)} layers have LoRA already, and a second one cannot stand on it: call `merge` first, or choose frozen")
+        raise InputError(AGAIN.format(adapted(module)))
     linear = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear)]
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=linear), module)
 

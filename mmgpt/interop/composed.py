@@ -15,9 +15,10 @@ from mmgpt.decoders.image_codec import PictureCodec
 from mmgpt.encoders.text import TextCodec
 from mmgpt.errors import CheckpointError, InputError
 from mmgpt.interop.compose import PARTS, Composed, Policy, assembled
-from mmgpt.interop.parts import ImageTower, SoundCodes, WhisperTower
+from mmgpt.interop.parts import ImageTower, WhisperTower
 from mmgpt.interop.pictures import VQPictures
 from mmgpt.interop.released import TEXTS, Released, family_of, refresh
+from mmgpt.interop.sounds import SoundCodes
 from mmgpt.model import GPT, Codec
 from mmgpt.native import NativeConfig, codecs_of, config_from
 from mmgpt.native import build as build_native
@@ -44,7 +45,8 @@ def facts_of(part: nn.Module | Codec) -> dict:
 
 def save(gpt: GPT, folder: str | Path, dtype: torch.dtype | None = None, card: str = "") -> Path:
     """All weights (in `dtype` where given), LoRA's too where they are not merged, and what it takes to build the model again."""
-    tensors = {name: t.to(dtype) if dtype and t.is_floating_point() else t for name, t in gpt.state_dict().items()}
+    kept = ("codecs.",)  # rounded, they would write other codes
+    tensors = {name: t.to(dtype) if dtype and t.is_floating_point() and not name.startswith(kept) else t for name, t in gpt.state_dict().items()}
     texts = {"config.json": json.dumps(described(gpt.config), indent=1), **texts_of(gpt.config, gpt)}
     return write_folder(folder, {"model.safetensors": tensors}, texts | ({"README.md": card} if card else {}))
 

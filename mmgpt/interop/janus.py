@@ -56,7 +56,8 @@ def build(values: dict, texts: Mapping[str, str], folder: Path) -> tuple[GPT, Re
     ports = {
         "text": text_port(text, config, texts, folder),
         "image": Port(
-            kind_of_pictures(), tower, VectorsLayout(begin, end, whole=False, flat=True), codec, CodesLayout(begin, ids, flat=True), (1, side, side),
+            kind_of_pictures(), tower, VectorsLayout(begin, end, whole=False, flat=True),
+            codec, CodesLayout(begin, ids, sizes=((1, side, side),), flat=True), (1, side, side),
             head=lambda _, ids: MLPHead(ids, vq.image_token_embed_dim, vq.projection_dim), sampling=SAMPLING, guidance=GUIDANCE,
             table=AlignedTable(nn.Embedding(vq.num_embeddings, vq.embed_dim), theirs.JanusVQVAEAlignerMLP(vq)),
             unconditional=partial(padded, text, pad),

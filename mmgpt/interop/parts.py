@@ -1,4 +1,4 @@
-"""Pretrained parts of transformers, by folder or hub id -> encoders and codecs in our contracts, to be mixed by `compose`.
+"""Pretrained towers of transformers, by folder or hub id -> encoders in our contract, to be mixed by `compose`.
 
 Only safetensors are read, and no code but transformers' own runs.
 """
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -24,7 +24,6 @@ from mmgpt.types import Audio, Prepared
 
 IMAGE_TOWERS = {"siglip": "SiglipVisionModel", "siglip_vision_model": "SiglipVisionModel"}  # SigLIP 2 of one size is of this kind too
 IMAGE_TOWERS |= {"clip": "CLIPVisionModel", "clip_vision_model": "CLIPVisionModel", "dinov2": "Dinov2Model"}
-SOUND_CODECS = {"mimi": "MimiModel", "encodec": "EncodecModel", "dac": "DacModel"}
 SILENCE, DEEPEST = -1.5, 2.0  # Whisper's log-mel values: those of no sound, and how far the lowest of a clip lie below its highest
 LOCAL = {"use_safetensors": True, "trust_remote_code": False}
 
@@ -75,12 +74,40 @@ def fit(tower: nn.Module, width: int) -> None:
         raise InputError(f"a tower with a projector to {tower.projector[-1].out_features} for a decoder of width {width}: load the tower again")
 
 
-class ImageTower(nn.Module):
-    """Square pictures -> the tower's patch vectors, projected. `width` is the tower's; without a projector one comes with `fit`."""
+class Tower(nn.Module):
+    """Square pictures of `side` pixels -> `rows` x `rows` vectors of a tower, projected. Without a projector one comes with `fit`."""
+
+    def __init__(self, tower: nn.Module, side: int, rows: int, width: int):
+        super().__init__()
+        self.tower, self.side, self.rows, self.width = tower, side, rows, width
+
+    def fit(self, width: int):
+        fit(self, width)
+        return self
+
+    def pieces(self, pixels: Float[Tensor, "3 H W"]) -> Prepared:
+        """The picture's pixels as one piece a vector, filled up where they do not divide."""
+        if pixels.shape != (3, self.side, self.side):
+            raise InputError(f"a prepared picture of {tuple(pixels.shape)}, the tower reads (3, {self.side}, {self.side})")
+        values = F.pad(pixels.flatten(), (0, -pixels.numel() % self.rows**2))
+        return on_grid(values.view(self.rows**2, -1), (1, self.rows, self.rows))
+
+    def features(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B N E"]:
+        raise NotImplementedError
+
+    def forward(self, prepared: Prepared, /) -> Float[Tensor, "N D"]:
+        weight = next(self.parameters())
+        values = rearrange(prepared.values_NF, "(b n) f -> b (n f)", n=self.rows**2)[:, : 3 * self.side**2]
+        pixels = values.reshape(-1, 3, self.side, self.side).to(weight)
+        return self.projector(self.features(pixels)).flatten(0, 1)
+
+
+class ImageTower(Tower):
+    """A vision model of transformers, with its own processor. `width` is the tower's."""
 
     def __init__(self, tower: nn.Module, processor, side: int, patch: int, projector: nn.Module | None = None):
-        super().__init__()
-        self.tower, self.processor, self.side, self.rows, self.width = tower, processor, side, side // patch, tower.config.hidden_size
+        super().__init__(tower, side, side // patch, tower.config.hidden_size)
+        self.processor = processor
         if projector is not None:
             self.projector = projector
 
@@ -107,40 +134,23 @@ class ImageTower(nn.Module):
         processor = processor_again(facts["processor"], place)
         return cls(model, processor, side_of(processor), model.config.patch_size)
 
-    def fit(self, width: int) -> "ImageTower":
-        fit(self, width)
-        return self
-
     def prepare(self, value: Image.Image, /) -> Prepared:
         return self.pieces(self.processor(images=opaque(value), return_tensors="pt")["pixel_values"][0])
-
-    def pieces(self, pixels: Float[Tensor, "3 H W"]) -> Prepared:
-        """The picture's pixels as one piece a vector, filled up where they do not divide."""
-        if pixels.shape != (3, self.side, self.side):
-            raise InputError(f"a prepared picture of {tuple(pixels.shape)}, the tower reads (3, {self.side}, {self.side})")
-        values = F.pad(pixels.flatten(), (0, -pixels.numel() % self.rows**2))
-        return on_grid(values.view(self.rows**2, -1), (1, self.rows, self.rows))
 
     def features(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B N E"]:
         """One vector a patch; what some towers put before them (class and register vectors) is left out."""
         return self.tower(pixels).last_hidden_state[:, -(self.rows**2) :]
 
-    def forward(self, prepared: Prepared, /) -> Float[Tensor, "N D"]:
-        weight = next(self.parameters())
-        values = rearrange(prepared.values_NF, "(b n) f -> b (n f)", n=self.rows**2)[:, : 3 * self.side**2]
-        pixels = values.reshape(-1, 3, self.side, self.side).to(weight)
-        return self.projector(self.features(pixels)).flatten(0, 1)
 
-
-class FeatureTower(ImageTower):
+class FeatureTower(Tower):
     """Any module from (B, 3, side, side) pixels to (B, width, rows, rows) features (timm, EfficientNet); pixels are (x - mean) / std, x in [0, 1].
 
     With `early` the tower runs in `prepare`: it cannot be trained then, but what it sees in a picture can be kept.
     """
 
     def __init__(self, tower: nn.Module, side: int, rows: int, width: int, mean: float = 0.5, std: float = 0.5, early: bool = False):
-        nn.Module.__init__(self)
-        self.tower, self.side, self.rows, self.width, self.mean, self.std, self.early = tower, side, rows, width, mean, std, early
+        super().__init__(tower, side, rows, width)
+        self.mean, self.std, self.early = mean, std, early
 
     def prepare(self, value: Image.Image, /) -> Prepared:
         return self.prepare_all([value])[0]
@@ -214,46 +224,3 @@ class WhisperTower(nn.Module):
             mel = rearrange(whole, "n (m k) -> 1 m (n k)", k=2).to(weight)
             found.append(self.encoder(mel).last_hidden_state[0, : len(values)])
         return self.projector(torch.cat(found))
-
-
-class SoundCodes(nn.Module):
-    """A neural sound codec of transformers: samples at its rate <-> (T, K) residual codes, K codes a frame."""
-
-    def __init__(self, model: nn.Module, quantizers: int = 0):
-        super().__init__()
-        self.model, self.rate, self.num_codes = model, model.config.sampling_rate, model.config.codebook_size
-        self.quantizers = quantizers  # 0: as many as the codec uses unasked
-
-    @classmethod
-    def load(cls, folder: str | Path, quantizers: int = 0) -> "SoundCodes":
-        return cls(model_of(folder, SOUND_CODECS, "sound codec"), quantizers)
-
-    def facts(self) -> dict:
-        return {"config": plain(self.model.config), "quantizers": self.quantizers}
-
-    @classmethod
-    def of(cls, facts: Mapping, place: Path) -> "SoundCodes":
-        return cls(model_again(facts["config"], SOUND_CODECS, "sound codec", place), facts["quantizers"])
-
-    @torch.no_grad()
-    def encode(self, value: Audio, /) -> Int[np.ndarray, "T K"]:
-        from torchaudio.functional import resample
-
-        samples = torch.atleast_2d(value.samples.float()).mean(0)
-        samples = resample(samples, int(value.rate), self.rate) if value.rate != self.rate else samples
-        asked = {self.count: self.quantizers} if self.quantizers else {}
-        codes = self.model.encode(samples[None, None].to(next(self.model.parameters())), **asked).audio_codes
-        return codes.reshape(-1, codes.shape[-1]).T.contiguous().cpu().numpy()
-
-    @torch.no_grad()
-    def decode(self, codes: Int[np.ndarray, "T *one K"], /) -> Audio:
-        codes_1KT = torch.from_numpy(np.asarray(codes).reshape(-1, codes.shape[-1]).T.copy())[None].to(next(self.model.parameters()).device)
-        if self.model.config.model_type == "encodec":
-            made = self.model.decode(codes_1KT[None], [None]).audio_values
-        else:
-            made = self.model.decode(audio_codes=codes_1KT).audio_values
-        return Audio(made.reshape(-1).float().cpu(), self.rate)
-
-    @property
-    def count(self) -> str:
-        return {"mimi": "num_quantizers", "dac": "n_quantizers"}.get(self.model.config.model_type, "bandwidth")

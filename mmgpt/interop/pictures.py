@@ -14,7 +14,7 @@ from mmgpt.checkpoint import parsed
 from mmgpt.encoders.image import opaque
 from mmgpt.errors import CheckpointError, InputError
 from mmgpt.interop.released import KeyMap, family_of
-from mmgpt.interop.text import config_class
+from mmgpt.interop.text import config_class, said
 
 
 class VQPictures(nn.Module):
@@ -66,9 +66,20 @@ def shown(pixels: Float[Tensor, "3 H W"], processor) -> Image.Image:
 
 
 def processor_of(texts: Mapping[str, str], kind: type, folder: Path):
-    """The checkpoint's own way to prepare pictures, its numbers from preprocessor_config.json."""
-    values = parsed(texts.get("preprocessor_config.json", "{}"), f"{folder / 'preprocessor_config.json'}")
-    return kind(**{k: v for k, v in values.items() if not k.endswith("_type") and k not in ("auto_map", "processor_class")})
+    """The checkpoint's own way to prepare pictures: preprocessor_config.json, or what processor_config.json says of pictures (transformers 5)."""
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        values = parsed(texts.get(name, "{}"), f"{folder / name}")
+        values = values.get("image_processor") if name == "processor_config.json" else values
+        if values:
+            return prepares(values, kind, folder / name)
+    raise CheckpointError(f"{folder} does not say how its pictures are prepared: it lacks preprocessor_config.json; copy it from the checkpoint")
+
+
+def prepares(values: Mapping, kind: type, place: Path):
+    try:
+        return kind(**{k: v for k, v in values.items() if not k.endswith("_type") and k not in ("auto_map", "processor_class")})
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{place} does not fit a {kind.__name__} ({said(error)})") from None
 
 
 def processor_again(values: Mapping, place: Path):
@@ -78,7 +89,7 @@ def processor_again(values: Mapping, place: Path):
     kind = getattr(transformers, str(values.get("image_processor_type")), None)
     if not isinstance(kind, type) or not issubclass(kind, transformers.ImageProcessingMixin):
         raise CheckpointError(f"{place}: {values.get('image_processor_type')!r} is no image processor of this transformers: install a newer one")
-    return processor_of({"preprocessor_config.json": json.dumps(dict(values))}, kind, place)
+    return prepares(values, kind, place)
 
 
 def plain(settings) -> dict:

@@ -72,12 +72,16 @@ def family_of(values: Mapping, folder: Path):
     if not isinstance(kind, str) or kind not in FAMILIES:
         close = get_close_matches(str(kind), FAMILIES, 1)
         hint = f"; the closest is {close[0]}" if close else ""
+        if kind == "mmgpt":
+            hint = "; this one was saved by the adapter: open it with AutoModelForImageTextToText, and mmgpt.interop.hf.to_native makes it ours"
         raise CheckpointError(f"{folder} is of model_type {kind!r}: known are {', '.join(FAMILIES)}{hint}")
     if values.get("auto_map"):
         raise CheckpointError(
             f"{folder}: config.json asks for code of its own ({', '.join(values['auto_map'])}), and no code from a checkpoint is ever run: "
             "pass the checkpoint that is made for transformers itself"
         )
+    if values.get("quantization_config"):
+        raise CheckpointError(f"{folder}: its weights are quantised (quantization_config), which is not read: pass the checkpoint before that")
     return import_module(FAMILIES[kind])
 
 
@@ -93,7 +97,7 @@ def text_of(path: Path) -> str:
 def named_dtype(values: dict) -> torch.dtype | None:
     name = values.get("dtype") or values.get("torch_dtype")
     dtype = getattr(torch, name, None) if isinstance(name, str) else None
-    return dtype if isinstance(dtype, torch.dtype) else None
+    return dtype if isinstance(dtype, torch.dtype) and dtype.is_floating_point else None
 
 
 def check(gpt: GPT, released: Released, found: Mapping[str, Place], folder: Path) -> None:
@@ -102,10 +106,13 @@ def check(gpt: GPT, released: Released, found: Mapping[str, Place], folder: Path
     listed = [name for parts in released.keys.values() for name, _ in parts]
     theirs = set(listed)
     assert len(theirs) == len(listed), f"the key map of {released.model_type} names a tensor twice: two of ours would share its memory"
+    remedy = "copy the checkpoint again"
+    if kinds := [kind for kind in released.values.get("architectures") or [] if not kind.endswith(("ForCausalLM", "ForConditionalGeneration"))]:
+        remedy = f"it was saved as a {kinds[0]}, which does not write text; pass one of the class ForCausalLM"
     for name in sorted(theirs - found.keys()):
-        raise CheckpointError(f"{folder}: tensor {name} is missing, {len(theirs - found.keys())} in all: copy the checkpoint again")
+        raise CheckpointError(f"{folder}: tensor {name} is missing, {len(theirs - found.keys())} in all: {remedy}")
     for name in sorted(n for n in found.keys() - theirs if not n.endswith(released.ignored or "\0")):
-        raise CheckpointError(f"{folder}: tensor {name} is not of a {released.model_type} with this config.json: copy the checkpoint again")
+        raise CheckpointError(f"{folder}: tensor {name} is not of a {released.model_type} with this config.json: {remedy}")
     if wanted.keys() != released.keys.keys():
         raise AssertionError(f"the key map of {released.model_type} names {sorted(wanted.keys() ^ released.keys.keys())[:3]}")
     for ours, parts in released.keys.items():
@@ -115,6 +122,10 @@ def check(gpt: GPT, released: Released, found: Mapping[str, Place], folder: Path
                 raise CheckpointError(
                     f"{folder}: tensor {name} has shape {found[name].shape}, config.json asks for {shape}: copy the checkpoint again"
                 )
+            if wanted[ours].is_floating_point() != found[name].dtype.is_floating_point:
+                raise CheckpointError(
+                    f"{folder}: tensor {name} is of {found[name].dtype}: quantised weights are not read; pass the checkpoint before that"
+                )
 
 
 def fill(gpt: GPT, released: Released, found: Mapping[str, Place], device: torch.device, dtype: torch.dtype) -> None:
@@ -122,7 +133,10 @@ def fill(gpt: GPT, released: Released, found: Mapping[str, Place], device: torch
     apart = []
     for ours, tensor in list(gpt.state_dict(keep_vars=True).items()):
         home, _, leaf = ours.rpartition(".")
-        kind, whole = dtype if tensor.is_floating_point() else tensor.dtype, joined([found[name] for name, _ in released.keys[ours]])
+        kind = dtype if tensor.is_floating_point() else tensor.dtype
+        if ours.startswith("codecs.") and tensor.is_floating_point():  # rounded, a codec would write other codes
+            kind = torch.promote_types(found[released.keys[ours][0][0]].dtype, dtype)
+        whole = joined([found[name] for name, _ in released.keys[ours]])
         made = None if whole is None else view(whole, kind, device)
         if made is None:
             made = torch.empty(tensor.shape, dtype=kind, device=device)

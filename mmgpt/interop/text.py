@@ -1,6 +1,7 @@
 """config.json of a Llama, Mistral, Qwen2 or Qwen3 -> a GPT that reads and writes text, and where its tensors come from."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -38,8 +39,13 @@ def config_class(values: Mapping, folder: Path):
     try:
         config = CONFIG_MAPPING[values["model_type"]](**{k: v for k, v in values.items() if k != "model_type"})
     except Exception as error:  # whatever its validation raises
-        raise CheckpointError(f"{folder}: config.json does not fit a {values['model_type']} ({str(error).splitlines()[0]})") from None
+        raise CheckpointError(f"{folder}: config.json does not fit a {values['model_type']} ({said(error)})") from None
     return config
+
+
+def said(error: Exception) -> str:
+    """What an exception says, in one line."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def decoder_of(config, folder: Path) -> DecoderConfig:
@@ -77,8 +83,10 @@ def scaled_rope(config, folder: Path) -> tuple[tuple[float, ...], float]:
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     rope = config.rope_parameters
-    kind = rope.get("rope_type", "default")
-    if kind == "default" and rope.get("partial_rotary_factor", 1.0) == 1.0:
+    kind, turned = rope.get("rope_type", "default"), rope.get("partial_rotary_factor", 1.0)
+    if turned != 1.0:
+        raise CheckpointError(f"{folder}: partial_rotary_factor={turned} is not supported: known is 1.0, all channels of a head turn")
+    if kind == "default":
         return (), 1.0
     if kind not in ("linear", "llama3", "yarn"):
         raise CheckpointError(f"{folder}: rope_parameters {kind!r} follow the length of the text: known are default, linear, llama3, yarn")
@@ -126,8 +134,8 @@ def tokenizer_of(texts: Mapping[str, str], num_ids: int, folder: Path) -> TextCo
 
 def text_port(text: TextCodec, config, texts: Mapping[str, str], folder: Path, hole: Span | None = None) -> Port:
     """Text that is given is continued; what is written ends with any of the ends that the checkpoint names, and holds no id of `hole`."""
-    said = parsed(texts.get("generation_config.json", "{}"), f"{folder / 'generation_config.json'}")
-    ends = said.get("eos_token_id", config.eos_token_id)
+    asked = parsed(texts.get("generation_config.json", "{}"), f"{folder / 'generation_config.json'}")
+    ends = asked.get("eos_token_id", config.eos_token_id)
     ends = [] if ends is None else list(ends) if isinstance(ends, list) else [ends]
     if any(not isinstance(end, int) or not 0 <= end < config.vocab_size for end in ends):
         raise CheckpointError(f"{folder}: eos_token_id {ends} with {config.vocab_size} ids: the ends must be among them")
@@ -138,20 +146,18 @@ def text_port(text: TextCodec, config, texts: Mapping[str, str], folder: Path, h
         writes=layout,
         grid=(1, 1, min(ANSWER, config.max_position_embeddings // 2)),
         head=partial(TableHead, hole=hole),
-        sampling=sampling_of(said),
+        sampling=sampling_of(asked),
     )
 
 
-def sampling_of(said: dict) -> Sampling:
-    if not said.get("do_sample"):
-        return GREEDY
-    asked = {name: said[name] for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty") if said.get(name) is not None}
-    return Sampling(**asked)
+def sampling_of(asked: dict) -> Sampling:
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty") if asked.get("do_sample") else ("repetition_penalty",)
+    return replace(Sampling() if asked.get("do_sample") else GREEDY, **{name: asked[name] for name in names if asked.get(name) is not None})
 
 
 def begin_of(text: TextCodec, config, texts: Mapping[str, str]) -> int | None:
     """The id that opens every document, if the tokenizer puts one before a text."""
-    said = parsed(texts.get("tokenizer_config.json", "{}"), "tokenizer_config.json").get("add_bos_token")
+    asked = parsed(texts.get("tokenizer_config.json", "{}"), "tokenizer_config.json").get("add_bos_token")
     plain, marked = (text.tokenizer.encode("a", add_special_tokens=special).ids for special in (False, True))
-    adds = marked[: len(marked) - len(plain)] == [config.bos_token_id] if said is None else bool(said)
+    adds = marked[: len(marked) - len(plain)] == [config.bos_token_id] if asked is None else bool(asked)
     return config.bos_token_id if adds else None

@@ -10,6 +10,9 @@ from mmgpt.errors import InputError
 from mmgpt.generate.sampling import GREEDY, Sampling
 from mmgpt.interop.hf.places import Grammar, blocks, offsets, placed
 
+SAMPLED = ("temperature", "top_k", "top_p", "min_p")
+PASSED_OVER = ("max_new_tokens", "max_length", "use_cache", "pad_token_id", "eos_token_id", "bos_token_id", "tokenizer", "cache_implementation")
+
 
 class MMGPTGenerationMixin(GenerationMixin):
     """What of generation is the model's own: places of pictures, the grammar of what may come next, `generation_mode="image"`."""
@@ -62,21 +65,24 @@ class MMGPTGenerationMixin(GenerationMixin):
             return super().generate(inputs, guidance_scale=guidance_scale, **kwargs)
         if generation_mode != "image":
             raise InputError(f"generation_mode={generation_mode!r}: this model writes {' and '.join(self.output_modalities)}")
-        return self.draw(inputs if inputs is not None else kwargs.pop("input_ids"), guidance_scale, **kwargs)
+        given = inputs if inputs is not None else kwargs.pop("input_ids", None)
+        if given is None:
+            raise InputError('generation_mode="image" without input_ids: pass what the processor makes of the words')
+        return self.draw(given, guidance_scale, **kwargs)
 
     def draw(
         self, input_ids: Int[Tensor, "B T"], guidance_scale: float | None = None, pixel_values=None, attention_mask=None,
-        do_sample: bool | None = None, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0,
         num_return_sequences: int = 1, generation_config=None, **kwargs,
     ) -> Int[Tensor, "B N"]:  # fmt: skip
-        """One picture a prompt, as ids of codes. `do_sample` False: the likeliest codes; None: as the checkpoint says."""
+        """One picture a prompt, as ids of codes.
+
+        `do_sample` False: the likeliest codes; True, or where temperature, top_k, top_p or min_p is given: drawn so; None: as the checkpoint says.
+        A `generation_config` that is passed says what is not said here. What would change nothing is passed over, all else refused.
+        """
         from mmgpt.generate.engine import Request, run
         from mmgpt.interop.hf.native import parts, view
 
-        if kwargs.get("num_beams", 1) != 1:
-            raise InputError(f"num_beams={kwargs['num_beams']}: pictures are drawn without beams, num_beams=1")
-        asked = Sampling(temperature, top_k, top_p, min_p) if do_sample else GREEDY
-        settings = {"sampling": None if do_sample is None else asked, "guidance": guidance_scale}
+        settings = {"sampling": self.how_to_draw(generation_config, kwargs), "guidance": guidance_scale}
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         prompts = parts(self, [ids[kept > 0].tolist() for ids, kept in zip(input_ids, mask, strict=True)], pixel_values)
         requests = [
@@ -84,6 +90,21 @@ class MMGPTGenerationMixin(GenerationMixin):
         ]
         codes = [torch.from_numpy(result.codes).flatten() for result in run(view(self), requests)]
         return torch.stack(codes).to(input_ids.device) + self.config.first_code_id
+
+    def how_to_draw(self, generation_config, kwargs: dict) -> Sampling | None:
+        """The sampling that a call asks for; None: the checkpoint's own."""
+        rows, columns = self.config.written_grid
+        said = {} if generation_config is None else {n: v for n, v in generation_config.to_diff_dict().items() if n in (*SAMPLED, "do_sample")}
+        asked = said | {name: value for name in (*SAMPLED, "do_sample") if (value := kwargs.pop(name, None)) is not None}
+        for name, value in kwargs.items():
+            few = name in ("max_new_tokens", "max_length") and value is not None and value < rows * columns
+            if few or value not in (None, False) and name not in PASSED_OVER and (name, value) != ("num_beams", 1):
+                raise InputError(
+                    f"{name}={value!r}: a picture is drawn whole, {rows * columns} codes, without beams; "
+                    f"known are guidance_scale, num_return_sequences, do_sample, {', '.join(SAMPLED)}"
+                )
+        sampled = asked.pop("do_sample", True if asked else None)
+        return None if sampled is None else Sampling(**asked) if sampled else GREEDY
 
     def decode_image_tokens(self, image_tokens: Int[Tensor, "B N"]) -> Float[Tensor, "B 3 h w"]:
         """Ids of codes -> pixels in [-1, 1]; ids of anything else in a row are left out."""

@@ -28,7 +28,9 @@ def from_native(gpt: GPT) -> MMGPTForConditionalGeneration:
         raise CheckpointError(f"a model of {len(gpt.ports)} modalities, {', '.join(gpt.ports)}: the adapter takes those of text and pictures alone")
     model = MMGPTForConditionalGeneration(MMGPTConfig.of(gpt.config)).to(gpt.device, gpt.table.weight.dtype)
     inner = model.model
-    inner.get_input_embeddings().weight.zero_()[: len(gpt.table.weight)] = gpt.table.weight
+    rows = inner.get_input_embeddings().weight.zero_()
+    rows[: len(gpt.table.weight)] = gpt.table.weight
+    rows[model.config.pad_token_id] = 1e-6  # not the placeholder's zeros: where vectors come without ids, places are known by these
     inner.language_model.decoder.load_state_dict(gpt.decoder.state_dict())
     inner.vision_tower.encoder.load_state_dict(gpt.encoders["image"].state_dict())
     inner.codec.load_state_dict(gpt.codecs["image"].state_dict())
@@ -37,8 +39,14 @@ def from_native(gpt: GPT) -> MMGPTForConditionalGeneration:
 
 
 @torch.no_grad()
-def to_native(model: MMGPTForConditionalGeneration, text: TextCodec) -> GPT:
-    """A copy as a native model, with the words of `text`; what was trained or merged comes along."""
+def to_native(model, text) -> GPT:
+    """A copy of what `from_native` makes as a native model, whatever was trained or merged since. `text`: its processor, tokenizer or `TextCodec`."""
+    if not isinstance(model, MMGPTForConditionalGeneration) or any("lora_" in name for name, _ in model.named_parameters()):
+        raise InputError(f"a {type(model).__name__} is not the adapter's plain model: of a PEFT model pass what its merge_and_unload() gives")
+    if not isinstance(text, TextCodec):
+        from mmgpt.interop.hf.processor import words_of
+
+        text = words_of(getattr(text, "tokenizer", text))
     shared = view(model)
     gpt = build(model.config.native(), text, shared.codecs["image"].codec).to(shared.device, shared.table.weight.dtype)
     found = {name: value.clone() for name, value in shared.state_dict().items()}

@@ -15,10 +15,11 @@ from transformers.processing_utils import BatchFeature, MultiModalData, Processo
 
 from mmgpt.encoders.image import opaque
 from mmgpt.encoders.text import TextCodec
-from mmgpt.errors import InputError
+from mmgpt.errors import CheckpointError, InputError
 from mmgpt.interop.hf.config import MMGPTConfig
 from mmgpt.interop.hf.native import picture_of
 from mmgpt.model import GPT
+from mmgpt.native import NativeConfig
 
 END, BEGIN, BEGIN_IMAGE, END_IMAGE, IMAGE, PAD = "<|end|>", "<|begin|>", "<|image|>", "<|/image|>", "<image>", "<|pad|>"
 CODE = "<|code_{}|>"
@@ -91,6 +92,8 @@ class MMGPTProcessor(ProcessorMixin):
     @classmethod
     def from_native(cls, gpt: GPT) -> "MMGPTProcessor":
         """Of a native model, fit for what `from_native` makes of it."""
+        if not isinstance(getattr(gpt, "config", None), NativeConfig):
+            raise CheckpointError("this model was not built by mmgpt.native: the adapter takes models in mmgpt's own format")
         config = MMGPTConfig.of(gpt.config)
         side, (rows, columns) = gpt.config.picture, config.read_grid
         tokenizer = tokenizer_of(gpt.ports["text"].codec, config)

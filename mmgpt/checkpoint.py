@@ -15,12 +15,14 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from torch import Tensor, nn
 
 from mmgpt.errors import CheckpointError, VersionError
 from mmgpt.tensorfile import AGAIN, pieces, tensors_in
 
+PartType = TypeVar("PartType", bound=nn.Module)
 FORMAT = 1
 MANIFEST = "manifest.json"
 MAX_MANIFEST = 2**20
@@ -209,3 +211,20 @@ def load_exactly(module: nn.Module, found: Mapping[str, Tensor], place: str | Pa
     """Puts `found` into the module if names and shapes are just its own; with `assign` the tensors themselves, for a module without memory."""
     match(module.state_dict(), found, place)
     module.load_state_dict(dict(found), assign=assign)
+
+
+def save_part(folder: str | Path, name: str, part: nn.Module, settings: Mapping, weights: Mapping[str, Tensor] | None = None) -> Path:
+    """A part of a model by itself: NAME.json says how to build it, NAME.safetensors holds its weights, or those given instead of them."""
+    return write_folder(folder, {f"{name}.safetensors": {**part.state_dict(), **(weights or {})}}, {f"{name}.json": json.dumps(settings)})
+
+
+def load_part(folder: str | Path, name: str, make: Callable[..., PartType]) -> PartType:
+    """What `save_part` wrote: `make` is given its settings by name, lists as tuples."""
+    tensors, texts = read_folder(folder)
+    settings = parsed(texts.get(f"{name}.json", ""), f"{folder}: {name}.json")
+    try:
+        part = make(**{key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()})
+    except TypeError as error:
+        raise CheckpointError(f"{folder}: {name}.json does not fit ({error}): it is of another version of mmgpt") from None
+    load_exactly(part, tensors.get(f"{name}.safetensors", {}), folder)
+    return part.eval()

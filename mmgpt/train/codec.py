@@ -1,6 +1,5 @@
 """(N, 3, H, W) uint8 pictures -> a trained image codec: the task that the loop runs."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -9,9 +8,9 @@ from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from mmgpt.checkpoint import load_exactly, parsed, read_folder, write_folder
+from mmgpt.checkpoint import load_part, save_part
 from mmgpt.decoders.image_codec import ImageCodec, ImageCodecConfig, codebook_usage, reconstruction_loss
-from mmgpt.errors import CheckpointError, TrainingError
+from mmgpt.errors import TrainingError
 
 
 class CodecTask:
@@ -60,16 +59,8 @@ class CodecTask:
 
 
 def save_codec(folder: Path, codec: ImageCodec, weights: dict[str, Tensor] | None = None) -> None:
-    tensors = {**codec.state_dict(), **(weights or {})}
-    write_folder(folder, {"codec.safetensors": tensors}, {"codec.json": json.dumps(asdict(codec.config))})
+    save_part(folder, "codec", codec, asdict(codec.config), weights)
 
 
 def load_codec(folder: str | Path) -> ImageCodec:
-    tensors, texts = read_folder(folder)
-    settings = parsed(texts.get("codec.json", ""), f"{folder}: codec.json")
-    try:
-        codec = ImageCodec(ImageCodecConfig(**{key: tuple(v) if isinstance(v, list) else v for key, v in settings.items()}))
-    except TypeError as error:
-        raise CheckpointError(f"{folder}: codec.json does not fit ({error}): it is of another version of mmgpt") from None
-    load_exactly(codec, tensors.get("codec.safetensors", {}), folder)
-    return codec.eval()
+    return load_part(folder, "codec", lambda **settings: ImageCodec(ImageCodecConfig(**settings)))

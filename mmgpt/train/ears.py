@@ -4,7 +4,6 @@ Words are learned from letters that were heard far sooner than from sound. A let
 letters stand nobody says: all ways to write the words so are counted (CTC: Graves et al., 2006; torch's own loss).
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from mmgpt.checkpoint import load_exactly, parsed, read_folder, write_folder
+from mmgpt.checkpoint import load_part, save_part
 from mmgpt.data.speech import Speech, masked, varied
 from mmgpt.encoders.audio import MelEncoder
-from mmgpt.errors import CheckpointError, TrainingError
+from mmgpt.errors import TrainingError
 from mmgpt.types import Audio, Prepared, join
 
 LETTERS = " 'abcdefghijklmnopqrstuvwxyz"  # 0 is the blank
@@ -101,15 +100,8 @@ def heard(model: Ears, sound: Audio) -> str:
 
 def save_ears(folder: Path, model: Ears, weights: dict[str, Tensor] | None = None) -> None:
     encoder = model.encoder
-    shape = {"width": model.letters.in_features, "blocks": len(encoder.blocks), "seconds": encoder.max_seconds}
-    write_folder(folder, {"ears.safetensors": {**model.state_dict(), **(weights or {})}}, {"ears.json": json.dumps(shape)})
+    save_part(folder, "ears", model, {"width": model.letters.in_features, "blocks": len(encoder.blocks), "seconds": encoder.max_seconds}, weights)
 
 
 def load_ears(folder: str | Path) -> Ears:
-    tensors, texts = read_folder(folder)
-    try:
-        model = Ears(**parsed(texts.get("ears.json", ""), f"{folder}: ears.json"))
-    except TypeError as error:
-        raise CheckpointError(f"{folder}: ears.json does not fit ({error}): it is of another version of mmgpt") from None
-    load_exactly(model, tensors.get("ears.safetensors", {}), folder)
-    return model.eval()
+    return load_part(folder, "ears", Ears)

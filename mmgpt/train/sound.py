@@ -4,7 +4,6 @@ A reconstruction is compared in its spectra. Those of two pitches cannot be comp
 and the pitch that the codes say is learned beside it.
 """
 
-import json
 from collections.abc import Iterable
 from dataclasses import asdict
 from functools import cache
@@ -15,12 +14,12 @@ from jaxtyping import Float, Int16
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmgpt.checkpoint import load_exactly, parsed, read_folder, write_folder
+from mmgpt.checkpoint import load_part, save_part
 from mmgpt.decoders.audio_codec import AudioCodec, AudioCodecConfig
 from mmgpt.decoders.image_codec import codebook_usage
 from mmgpt.decoders.vocoder import added, hisses, power, spectra, tones
 from mmgpt.encoders.audio import RATE
-from mmgpt.errors import CheckpointError, TrainingError
+from mmgpt.errors import TrainingError
 from mmgpt.types import Audio
 
 RESOLUTIONS = ((256, 24), (512, 48), (1024, 96), (2048, 192))  # (samples of a window, mel bands)
@@ -119,16 +118,8 @@ def long_sound(sounds: Iterable[Audio]) -> Int16[Tensor, "N"]:
 
 
 def save_codec(folder: Path, codec: AudioCodec, weights: dict[str, Tensor] | None = None) -> None:
-    tensors = {**codec.state_dict(), **(weights or {})}
-    write_folder(folder, {"codec.safetensors": tensors}, {"codec.json": json.dumps(asdict(codec.config))})
+    save_part(folder, "codec", codec, asdict(codec.config), weights)
 
 
 def load_codec(folder: str | Path) -> AudioCodec:
-    tensors, texts = read_folder(folder)
-    settings = parsed(texts.get("codec.json", ""), f"{folder}: codec.json")
-    try:
-        codec = AudioCodec(AudioCodecConfig(**{key: tuple(v) if isinstance(v, list) else v for key, v in settings.items()}))
-    except TypeError as error:
-        raise CheckpointError(f"{folder}: codec.json does not fit ({error}): it is of another version of mmgpt") from None
-    load_exactly(codec, tensors.get("codec.safetensors", {}), folder)
-    return codec.eval()
+    return load_part(folder, "codec", lambda **settings: AudioCodec(AudioCodecConfig(**settings)))

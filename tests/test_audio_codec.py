@@ -152,7 +152,8 @@ def test_chunks_are_the_whole(config, sizes):
         heard = sum(map(len, made))
         assert heard == max(0, (begin + size) * config.hop - vocoder.REACH * STEP)  # all that is certain
     made += samples_of(stream.push(codes[:0], last=True))
-    assert torch.cat(made).shape == whole.shape and whole.std() > 0.05 and gap(torch.cat(made), whole) < 2e-4  # other kernels for other lengths: up to 4e-5 on one processor, 1e-6 on another
+    # kernels for other lengths round otherwise: 4e-5 on one processor, less than 1e-5 on another
+    assert torch.cat(made).shape == whole.shape and whole.std() > 0.05 and gap(torch.cat(made), whole) < 2e-4
     assert stream.voice.octave_BS.shape[1] <= 2 * vocoder.REACH  # what is kept does not grow
 
 

@@ -114,7 +114,7 @@ def test_mistakes_are_one_line(tiny_folder, picture_file, tmp_path, emoji40, cap
     assert "broken" in refused(capsys, "caption", picture_file, tmp_path / "broken.png", *model)
     assert "folder" in refused(capsys, "caption", tmp_path, *model)
     assert "no checkpoint 'nobody'" in refused(capsys, "caption", picture_file, "--checkpoint", "nobody")
-    assert "no manifest.json" in refused(capsys, "info", tmp_path)
+    assert "neither manifest.json" in refused(capsys, "info", tmp_path)
     assert ".bmp" in refused(capsys, "draw", "a cat", "-o", tmp_path / "cat.bmp", *model)
     assert "no folder" in refused(capsys, "draw", "a cat", "-o", tmp_path / "none" / "cat.png", *model)
     assert "guidance=-1" in refused(capsys, "draw", "a cat", "-o", tmp_path / "cat.png", "--guidance", "-1", *model)

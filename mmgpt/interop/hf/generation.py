@@ -72,7 +72,7 @@ class MMGPTGenerationMixin(GenerationMixin):
 
     def draw(
         self, input_ids: Int[Tensor, "B T"], guidance_scale: float | None = None, pixel_values=None, attention_mask=None,
-        num_return_sequences: int = 1, generation_config=None, **kwargs,
+        num_return_sequences: int | None = None, generation_config=None, **kwargs,
     ) -> Int[Tensor, "B N"]:  # fmt: skip
         """One picture a prompt, as ids of codes.
 
@@ -82,23 +82,26 @@ class MMGPTGenerationMixin(GenerationMixin):
         from mmgpt.generate.engine import Request, run
         from mmgpt.interop.hf.native import parts, view
 
-        settings = {"sampling": self.how_to_draw(generation_config, kwargs), "guidance": guidance_scale}
+        said = {} if generation_config is None else generation_config.to_diff_dict()
+        settings = {"sampling": self.how_to_draw(said, kwargs), "guidance": said.get("guidance_scale") if guidance_scale is None else guidance_scale}
+        answers = num_return_sequences or said.get("num_return_sequences") or 1
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         prompts = parts(self, [ids[kept > 0].tolist() for ids, kept in zip(input_ids, mask, strict=True)], pixel_values)
-        requests = [
-            Request(prompt, "image", seed=int(torch.randint(2**62, ())), **settings) for prompt in prompts for _ in range(num_return_sequences)
-        ]
+        requests = [Request(prompt, "image", seed=int(torch.randint(2**62, ())), **settings) for prompt in prompts for _ in range(answers)]
         codes = [torch.from_numpy(result.codes).flatten() for result in run(view(self), requests)]
         return torch.stack(codes).to(input_ids.device) + self.config.first_code_id
 
-    def how_to_draw(self, generation_config, kwargs: dict) -> Sampling | None:
-        """The sampling that a call asks for; None: the checkpoint's own."""
+    def how_to_draw(self, said: dict, kwargs: dict) -> Sampling | None:
+        """The sampling that a call asks for, or what was `said` of it before; None: the checkpoint's own."""
         rows, columns = self.config.written_grid
-        said = {} if generation_config is None else {n: v for n, v in generation_config.to_diff_dict().items() if n in (*SAMPLED, "do_sample")}
-        asked = said | {name: value for name in (*SAMPLED, "do_sample") if (value := kwargs.pop(name, None)) is not None}
+        names = (*SAMPLED, "do_sample")
+        asked = {name: said[name] for name in names if name in said} | {
+            name: value for name in names if (value := kwargs.pop(name, None)) is not None
+        }
         for name, value in kwargs.items():
-            few = name in ("max_new_tokens", "max_length") and value is not None and value < rows * columns
-            if few or value not in (None, False) and name not in PASSED_OVER and (name, value) != ("num_beams", 1):
+            if value is None or value is False or (name == "num_beams" and value == 1):
+                continue
+            if name not in PASSED_OVER or (name in ("max_new_tokens", "max_length") and value < rows * columns):
                 raise InputError(
                     f"{name}={value!r}: a picture is drawn whole, {rows * columns} codes, without beams; "
                     f"known are guidance_scale, num_return_sequences, do_sample, {', '.join(SAMPLED)}"

@@ -167,7 +167,7 @@ def test_settings_of_a_drawing_are_used_or_refused(gpt, model, processor):
     assert drawn(top_k=1) == drawn(do_sample=False) != drawn(temperature=1.0) != drawn(temperature=3.0)
     assert drawn(generation_config=GenerationConfig(do_sample=False)) == drawn(do_sample=False)
     assert drawn(max_new_tokens=8, use_cache=True) == drawn()
-    twice = GenerationConfig(do_sample=False, guidance_scale=3.0, num_return_sequences=2)
+    twice = GenerationConfig(do_sample=True, top_k=1, guidance_scale=3.0, num_return_sequences=2)
     wanted = run(gpt, [Request(["a red apple"], "image", GREEDY, 3.0)])[0].codes.flatten() + model.config.first_code_id
     assert model.generate(**inputs, generation_mode="image", generation_config=twice).tolist() == [wanted.tolist()] * 2
     for wrong in ({"guidance": 9.0}, {"max_new_tokens": 5}, {"num_beams": 3}, {"negative_prompt_ids": torch.ones(1, 2)}):

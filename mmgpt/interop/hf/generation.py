@@ -73,8 +73,8 @@ class MMGPTGenerationMixin(GenerationMixin):
     def draw(
         self, input_ids: Int[Tensor, "B T"], guidance_scale: float | None = None, pixel_values=None, attention_mask=None,
         num_return_sequences: int | None = None, generation_config=None, **kwargs,
-    ) -> Int[Tensor, "B N"]:  # fmt: skip
-        """One picture a prompt, as ids of codes.
+    ) -> Int[Tensor, "M N"]:  # fmt: skip
+        """One picture a prompt and answer, M = B × num_return_sequences, as ids of codes.
 
         `do_sample` False: the likeliest codes; True, or where temperature, top_k, top_p or min_p is given: drawn so; None: as the checkpoint says.
         A `generation_config` that is passed says what is not said here. What would change nothing is passed over, all else refused.

@@ -24,6 +24,7 @@ from mmgpt.generate.quantised import quantised
 from mmgpt.generate.request import Begun, Delta, Done, Ended, Preview, Request
 from mmgpt.generate.row import went_on
 from mmgpt.generate.sampling import GREEDY, Sampling, choose
+from mmgpt.generate.stretch import take
 from mmgpt.pack import lay, pack
 from mmgpt.types import Part
 
@@ -176,6 +177,42 @@ def test_the_first_event_comes_at_once_and_the_next_within_two_steps():
     for event in engine.stream(Request(["a cat"], "text", Sampling(0.0, bias=((letter, 1000.0),)), grid=(1, 1, 8))):
         told.append((len(steps), type(event)))
     assert told[0] == (0, Begun) and next(n for n, kind in told if kind is Delta) <= 2
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [[1], [3], [1, 6], [3, 3, 3], [1, 3], [2, 2, 7], [9, 9], [5, 5, 5], [0, 10], ["ends"] * 4, ["alike"] * 5],
+    ids=lambda chosen: str(chosen),
+)
+def test_many_steps_together_are_steps_one_by_one(monkeypatch, chosen):
+    """The same ids, of the same probability, in as many passes; texts that end earlier than others among them."""
+    together, drawn, passes = [], {}, []
+
+    def ending(logits_RV, sampling, generators):
+        index_R = choose(logits_RV, sampling, generators)
+        for n, seed in enumerate(generator.initial_seed() for generator in generators):
+            drawn[seed] = drawn.get(seed, 0) + 1
+            if "ends" in chosen and drawn[seed] == 3 + seed:
+                index_R[n] = GPT.ports["text"].writes.end
+        return index_R
+
+    monkeypatch.setattr("mmgpt.generate.engine.choose", ending)
+    monkeypatch.setattr("mmgpt.generate.stretch.choose", ending)
+    monkeypatch.setattr("mmgpt.generate.engine.take", lambda *given: together.append(given[1]) or take(*given))
+    monkeypatch.setattr(GPT.decoder, "forward", lambda *given, forward=GPT.decoder.forward: passes.append(1) or forward(*given))
+    own = {"ends": Request(["a cat"], "text", WARM, grid=(1, 1, 30)), "alike": Request(["a cat"], "image", WARM, guidance=2.0)}
+    requests = [replace(own[n], seed=i) if n in own else pool()[n] for i, n in enumerate(chosen)]
+    engine = Engine(GPT)
+    rows = [engine.submit(request) for request in requests]
+    while engine.step():
+        assert not together
+    count, passes[:] = len(passes), []
+    drawn.clear()
+    for row, result in zip(rows, Engine(GPT).run(requests), strict=True):
+        assert row.result.ids == result.ids and row.result.usage == result.usage
+        assert row.result.log_probability == pytest.approx(result.log_probability, rel=1e-6)
+    assert "ends" not in chosen or [len(row.result.ids) for row in rows] == [3, 4, 5, 6]
+    assert len(passes) == count and (together or chosen in ([1, 3], [1, 6], [2, 2, 7], [0, 10]))
 
 
 def test_whoever_stops_listening_frees_the_row_and_nobody_is_moved():
@@ -530,6 +567,7 @@ def test_weights_that_cannot_be_rounded(monkeypatch):
 
 
 COMPILED = """
+import torch
 from dataclasses import replace
 from test_engine import GPT, pool
 from mmgpt.generate.engine import Engine
@@ -538,12 +576,17 @@ for some in ([0], [1], [3], [3], [0, 1, 2, 3], [4, 5, 6, 7, 8], list(range(12)))
     requests = [pool()[n] for n in some]
     for one, other in zip(engine.run(requests), plain.run(requests), strict=True):
         assert one.ids == other.ids and abs(one.log_probability - other.log_probability) < 1e-3, some
-assert len(engine.advance.known) > 1
-before = engine.run([pool()[3]])[0]
-for weight in GPT.parameters():
-    weight.data.mul_(0.9)
-changed = engine.run([pool()[3]])[0]
-assert changed.ids == plain.run([pool()[3]])[0].ids and changed.log_probability != before.log_probability
+assert {("body", True), ("body", False)} < engine.advance.programs.keys()
+for some in ([3], [4, 5, 6, 7, 8]):
+    requests = [pool()[n] for n in some]
+    before = engine.run(requests)
+    for change in (lambda weight: weight.mul_(0.9), lambda weight: setattr(weight, "data", weight.data * 1.05)):
+        with torch.no_grad():
+            for weight in GPT.parameters():
+                change(weight)
+        for one, other, old in zip(engine.run(requests), plain.run(requests), before, strict=True):
+            assert one.ids == other.ids and abs(one.log_probability - other.log_probability) < 1e-3, some
+            assert one.log_probability != old.log_probability, some
 """
 
 

@@ -13,7 +13,7 @@ from tiny import gap, picture, tiny_gpt
 
 from mmgpt.encoders.text import TextCodec
 from mmgpt.errors import GuidanceError, InputError
-from mmgpt.generate import best, engine
+from mmgpt.generate import best, engine, stretch
 from mmgpt.generate.best import tries
 from mmgpt.generate.engine import run
 from mmgpt.generate.guidance import guide, unconditional_form, without_condition
@@ -53,6 +53,7 @@ def recorded(monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(engine, "choose", noting)
+        patch.setattr(stretch, "choose", noting)
         yield found
 
 

@@ -23,6 +23,7 @@ from mmgpt.generate.prefix import Prefixes, cut, key_of, leaders, rest
 from mmgpt.generate.request import Event, Request, Result
 from mmgpt.generate.row import Branch, Row
 from mmgpt.generate.sampling import Sampling, choose, penalised
+from mmgpt.generate.stretch import kind, steps, take
 from mmgpt.layout import Choice
 from mmgpt.model import evaluating
 from mmgpt.pack import Document, lay, length
@@ -73,12 +74,14 @@ class Engine:
             self.leave(row)
 
     @torch.inference_mode()
-    def step(self) -> bool:
-        """Every row gets one more id. False when nothing is left to do."""
+    def step(self, far: bool = False) -> bool:
+        """Every row gets one more id; `far`: as many as nobody has to look at in between. False when nothing is left to do."""
         try:
             with evaluating(self.gpt) if self.gpt.training else nullcontext():
                 old, new = list(self.rows), self.admit()
-                if old:
+                if old and far and not new and (count := steps(old)) > 1:
+                    self.go(old, count)
+                elif old:
                     self.decode(old)
                 for rows, h_RD in new:
                     self.draw(rows, h_RD)
@@ -134,7 +137,7 @@ class Engine:
                     else:
                         self.waiting.append(row)
                 while left:
-                    self.step()
+                    self.step(far=True)
                     for number in [number for number, row in left.items() if row.done]:
                         row = left.pop(number)
                         if finished is not None and row.result is not None:
@@ -158,6 +161,7 @@ class Engine:
                 rows.append(row)
         if not rows:
             return []
+        self.advance.refresh()
         branches = [branch for row in rows for branch in row.branches]
         keys = [key_of(branch.document) for branch in branches]
         found = [self.prefixes.find(key) for key in keys]
@@ -258,6 +262,22 @@ class Engine:
         self.draw(rows, self.at(h_RTD, slots, [counts[slot] - 1 for slot in slots]))
         self.check(guesses, counts, h_RTD)
 
+    def go(self, rows: Sequence[Row], count: int) -> None:
+        """Up to `count` steps of rows that choose alike, see `generate.stretch`."""
+        one, branches = rows[0], len(self.branches)
+        self.make_room(0, int(self.cache.used_R[:branches].max()) + count)
+        ids_RN, cost_RN = take(
+            rows, count, lambda stream: self.advance(stream, self.cache, branches), lambda h_ND: self.scores(one.name, one.choice, h_ND)
+        )
+        for row, ids, costs in zip(rows, ids_RN.tolist(), cost_RN.tolist(), strict=True):
+            if bad := sum(map(isnan, costs)):
+                row.error = InputError(f"logits of {bad} of {len(ids)} ids are NaN or infinite, or none is finite: the weights are damaged")
+                continue
+            try:
+                row.follow(ids, costs)
+            except Exception as error:  # a codec's, of this row's codes
+                row.error = error
+
     def check(self, guesses: dict[int, tuple[Row, list[int]]], counts: Sequence[int], h_RTD: Tensor) -> None:
         """Goes on with rows for as long as they draw what was guessed: the vectors behind it are known. The rest was not read."""
         right = dict.fromkeys(guesses, 0)
@@ -288,7 +308,7 @@ class Engine:
         """Draws an id for each row. Those that choose among the same ids of a head in the same way are scored and drawn together."""
         groups: dict[tuple, list[Row]] = {}
         for row in rows:
-            groups.setdefault((row.name, row.choice, row.sampling, row.guidance[row.name], len(row.branches)), []).append(row)
+            groups.setdefault(kind(row), []).append(row)
         places, at = {}, 0
         for row in rows:
             places[id(row)], at = at, at + len(row.branches)
@@ -305,8 +325,8 @@ class Engine:
         """The scores of the ids of a choice, span after span, by the head that they belong to, else by that of the segment."""
         found = []
         for span in choice.spans:
-            owners = [head for head in (self.gpt.heads[name], *self.gpt.heads.values()) if span.start in head.ids]
-            found.append((owners or [self.gpt.heads[name]])[0].logits(h_ND, span))
+            owners = [owner for owner in (name, *self.gpt.heads) if span.start in self.gpt.heads[owner].ids]
+            found.append(self.advance.scores((owners or [name])[0], span, h_ND))
         return (found[0] if len(found) == 1 else torch.cat(found, -1)).float()
 
 

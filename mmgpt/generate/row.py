@@ -153,6 +153,16 @@ class Row:
             self.tell_what_is_new()
         self.advance()
 
+    def follow(self, ids: Sequence[int], log_probabilities: Sequence[float]) -> None:
+        """Ids were drawn one after the other, and all but the last one are read already."""
+        for branch in self.branches:
+            branch.pending, branch.places, branch.block = [], [], branch.block + len(ids)
+        self.automaton.length += len(ids) - 1
+        self.ids += ids[:-1]
+        for log_probability in log_probabilities[:-1]:
+            self.log_probability += log_probability
+        self.push(ids[-1], log_probabilities[-1])
+
     def guesses(self) -> list[int]:
         """How what was read and written went on the last time that it stood as it stands now: ids that may come next, at most as many as were asked
         for (prompt lookup: Saxena, 2023; checked as in Leviathan et al., 2023, arXiv:2211.17192)."""

@@ -1,0 +1,75 @@
+"""Rows that choose alike for many steps (codes of pictures, ids of texts) -> those ids, without asking each row in between.
+
+The same ids as step by step. What is spared is the bookkeeping of rows, which takes as long as a small model's products.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmgpt.generate.row import Row
+from mmgpt.generate.sampling import choose
+from mmgpt.types import Stream
+
+
+def kind(row: Row) -> tuple:
+    """Rows of one kind are scored and drawn together."""
+    return row.name, row.choice, row.sampling, row.guidance[row.name], len(row.branches)
+
+
+def steps(rows: Sequence[Row]) -> int:
+    """How many steps all rows can take together: in each of them every row reads one id, and draws one of the same choice in the same way."""
+    return min(map(alike, rows)) if len({kind(row) for row in rows}) == 1 and all(map(quiet, rows)) else 1
+
+
+def quiet(row: Row) -> bool:
+    """Whether nobody waits for the next id, and nothing but the row's end hangs on which one it is."""
+    asked, sampling = row.request, row.sampling
+    loud = row.listening or row.free or asked.stop or asked.guess or sampling.looks_back or sampling.bias
+    return not loud and len(row.automaton.scripts) == 1 and all(len(branch.pending) == 1 for branch in row.branches)
+
+
+def alike(row: Row) -> int:
+    """How many slots, from the next one on, are open to the same ids."""
+    script, here = row.automaton.script, row.automaton.length
+    other = (script.first_N[here:] != script.first_N[here]) | (script.last_N[here:] != script.last_N[here])
+    return int(other.argmax()) if other.any() else len(other)
+
+
+def take(rows: Sequence[Row], count: int, read: Callable[[Stream], Tensor], score: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """At most `count` steps, until a row ends: the ids that were drawn and their log-probabilities, (R, N) both.
+
+    `read` goes on with a stream of one id a row of the cache, `score` scores vectors.
+    """
+    one, device = rows[0], rows[0].gpt.device
+    guidance, stops = one.guidance[one.name], set(one.automaton.script.stops)
+    branches = sorted((branch.slot, row, branch) for row in rows for branch in row.branches)
+    slot_RG = torch.tensor([[branch.slot for branch in row.branches] for row in rows])
+    scored_N = slot_RG[:, : 1 if guidance.off else None].flatten().to(device)
+    position_BN3 = torch.from_numpy(np.stack([places(row, branch, count) for _, row, branch in branches])).to(device)
+    block_BN = torch.tensor([branch.block for *_, branch in branches])[:, None] + torch.arange(count)
+    block_BN = block_BN.to(device)
+    ids_B1 = torch.tensor([branch.pending for *_, branch in branches]).to(device)
+    document_B1 = torch.ones_like(ids_B1)
+    id_V = torch.cat([torch.arange(span.start, span.stop) for span in one.choice.spans])
+    ids, costs = [], []
+    for n in range(count):
+        h_BD = read(Stream(ids_B1, document_B1, block_BN[:, n : n + 1], position_BN3[:, n : n + 1]))[:, 0]
+        logits_RGV = score(h_BD.index_select(0, scored_N)).unflatten(0, (len(rows), -1))
+        logits_RV = guidance.mix(logits_RGV, [(len(row.ids) + n) / len(row.automaton.script) for row in rows])
+        index_R = choose(logits_RV, one.sampling, [row.generator for row in rows])
+        costs.append(logits_RV.log_softmax(-1).gather(-1, index_R.to(device)[:, None]))
+        ids.append(id_V[index_R.cpu()])
+        ids_B1 = torch.empty_like(ids_B1)
+        ids_B1[slot_RG.to(device), 0] = ids[-1].to(device)[:, None]
+        if stops and not stops.isdisjoint(ids[-1].tolist()):
+            break
+    return torch.stack(ids, 1), torch.cat(costs, 1)
+
+
+def places(row: Row, branch, count: int) -> np.ndarray:
+    """Where the id stands that a branch reads next, and those that it will read after it."""
+    here = row.automaton.length
+    return np.concatenate([np.stack(branch.places), row.automaton.script.place_N3[here : here + count - 1] + branch.base])

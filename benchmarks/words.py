@@ -16,7 +16,7 @@ from mmgpt.evaluate.draw import PREFERRED
 from mmgpt.evaluate.report import report
 from mmgpt.pack import pack
 from mmgpt.train.gpt import all_codes
-from mmgpt.train.recipes import pixels
+from mmgpt.train.recipe import pixels
 from mmgpt.types import Part
 
 BATCH = 50

@@ -22,7 +22,7 @@ from mmgpt.native import NativeConfig, build
 from mmgpt.train.codec import CodecTask, load_codec
 from mmgpt.train.gpt import GPTTask, Item, Mix
 from mmgpt.train.loop import Settings, train
-from mmgpt.train.recipes import pixels
+from mmgpt.train.recipe import pixels
 
 DATA = Path(__file__).parents[1] / "tests" / "data" / "emoji40.parquet"
 

@@ -153,14 +153,14 @@ def test_chunks_are_the_whole(config, sizes):
         assert heard == max(0, (begin + size) * config.hop - vocoder.REACH * STEP)  # all that is certain
     made += samples_of(stream.push(codes[:0], last=True))
     # kernels for other lengths round otherwise: 4e-5 on one processor, less than 1e-5 on another
-    assert torch.cat(made).shape == whole.shape and whole.std() > 0.05 and gap(torch.cat(made), whole) < 2e-4
+    assert torch.cat(made).shape == whole.shape and whole.std() > 0.05 and gap(torch.cat(made), whole) < 1e-4
     assert stream.voice.octave_BS.shape[1] <= 2 * vocoder.REACH  # what is kept does not grow
 
 
 def test_a_stream_that_ends_with_its_first_chunk_or_before():
     codec = SoundCodec(codec_of(CONFIGS[0]))
     codes = codes_of(codec.codec, 3)
-    assert gap(codec.stream().push(codes, last=True).samples, codec.decode(codes).samples) < 2e-4
+    assert gap(codec.stream().push(codes, last=True).samples, codec.decode(codes).samples) < 1e-4
     assert codec.stream().push(codes[:0], last=True) is None
 
 

@@ -210,6 +210,8 @@ def test_a_janus_picture_is_that_of_transformers(tmp_path):
     assert np.array_equal(alone.codes, found[1].codes)
     with pytest.raises(GuidanceError, match="no words"):
         run(gpt, [Request([picture(side=16)], "image", GREEDY, guidance=5.0)])
+    with pytest.raises(InputError, match=r"1x3 codes cannot be written by this layout: it writes \(\(1, \d, \d\),\)"):
+        run(gpt, [Request(["a red apple"], "image", GREEDY, grid=(1, 1, 3))])
 
 
 @torch.no_grad()

@@ -21,7 +21,8 @@ from mmgpt.train.codec import CodecTask, load_codec
 from mmgpt.train.gpt import GPTTask, Item, Mix, distortion
 from mmgpt.train.loop import Interruption, Trainer, train
 from mmgpt.train.muon import Muon, matrices, orthogonal
-from mmgpt.train.recipes import RECIPES, CodecOptions, pixels, split
+from mmgpt.train.recipe import pixels, split
+from mmgpt.train.recipes import RECIPES, CodecOptions
 from mmgpt.train.saves import newest_good
 from mmgpt.train.settings import Settings, override
 from mmgpt.train.task import batches

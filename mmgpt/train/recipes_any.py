@@ -1,0 +1,147 @@
+"""Recipes of sound and video: the sound codec, ears, and the model of all modalities."""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from mmgpt.train.recipe import Job, Words, device_of, emoji_item, freeze, pixels
+from mmgpt.train.settings import Settings
+
+
+@dataclass(frozen=True)
+class SpeechCodecOptions:
+    """sound <-> codes, on speech (tools/build_speech.py)."""
+
+    data: str = "speech"
+    out: str = "runs/speech-codec"
+    resume: str = "false"
+    hop: int = 640  # samples of a frame: 25 frames a second
+    quantizers: int = 2
+    levels: tuple = (4, 4, 4, 4, 4, 4)
+    width: int = 256
+    blocks: int = 4
+    fine: int = 2
+    batch_size: int = 6
+    seconds: float = 1.6  # of each stretch
+    device: str = "cpu"
+
+
+def speech_codec(options: SpeechCodecOptions, settings: Settings, words: Words) -> Job:
+    from mmgpt.data.speech import load_speech, of
+    from mmgpt.decoders.audio_codec import AudioCodec, AudioCodecConfig
+    from mmgpt.train.sound import SoundTask, long_sound
+
+    torch.manual_seed(settings.seed)
+    shape = {name: getattr(options, name) for name in ("hop", "quantizers", "levels", "width", "blocks", "fine")}
+    codec = AudioCodec(AudioCodecConfig(**shape)).to(device_of(options.device))
+    samples = long_sound(row.sound for row in of(load_speech(options.data), "train"))
+    return Job(SoundTask(codec, samples, options.batch_size, options.seconds, settings.seed), settings, options.out, options.resume)
+
+
+@dataclass(frozen=True)
+class EarOptions:
+    """sound -> what can be read as words: an encoder that the recipe `any` begins with (tools/build_speech.py makes the data)."""
+
+    data: str = "speech"
+    out: str = "runs/ears"
+    resume: str = "false"
+    width: int = 256  # of the decoder that will read
+    blocks: int = 8
+    seconds: float = 6.0
+    batch_size: int = 32
+    device: str = "cpu"
+
+
+def ears(options: EarOptions, settings: Settings, words: Words) -> Job:
+    from rich.progress import track
+
+    from mmgpt.data.speech import load_speech, of
+    from mmgpt.train.ears import Ears, EarTask
+
+    torch.manual_seed(settings.seed)
+    model = Ears(options.width, options.blocks, options.seconds).to(device_of(options.device))
+    rows = of(load_speech(options.data), "train")
+    sounds = [row.sound for row in track(rows, "opening speech", transient=True)]
+    return Job(EarTask(model, rows, sounds, options.batch_size, settings.seed), settings, options.out, options.resume)
+
+
+@dataclass(frozen=True)
+class AnyOptions:
+    """text, pictures, sound and video, in and out. `init` is a model of pictures; counts are documents a batch."""
+
+    data: str = "emoji.parquet"
+    speech: str = "speech"
+    clips: str = "clips.parquet"
+    codec: str = "runs/speech-codec/final"
+    out: str = "runs/any"
+    init: str = "emoji"
+    resume: str = "false"
+    voice: str = "heart"  # the one that speaks
+    captions: int = 4
+    draws: int = 6
+    transcribes: int = 8
+    speaks: int = 6
+    describes: int = 2
+    animates: int = 2
+    row_length: int = 512
+    max_length: int = 1024
+    seconds: float = 6.0
+    frames: int = 6
+    side: int = 64  # pixels of the frames that are written
+    encoder: str = "mel"  # or frames
+    ears: str = ""  # a folder that the recipe `ears` made: its encoder instead of a new one
+    moves: float = 0.3  # this share of clips is described by how they move alone
+    ear_rate: float = 0.5  # an encoder with blocks, which has learned before, learns so much slower than the rest
+    drop: float = 0.1
+    hide: float = 0.0
+    strength: float = 1.2
+    skin_weight: float = 0.35
+    frozen: str = ""
+    device: str = "cpu"
+    backend: str = ""
+
+
+def any_to_any(options: AnyOptions, settings: Settings, words: Words) -> Job:
+    from mmgpt.data.emoji import load_emoji, training_rows
+    from mmgpt.data.footage import load_clips
+    from mmgpt.data.speech import load_speech, of
+    from mmgpt.hub import load
+    from mmgpt.native import SoundConfig, VideoConfig, build_from
+    from mmgpt.train.any import clip_codes, clip_directions, clip_sights, picture_directions, speech_codes, speech_directions
+    from mmgpt.train.ears import load_ears
+    from mmgpt.train.gpt import GPTTask, Mix
+    from mmgpt.train.mix import MixTask
+    from mmgpt.train.sound import load_codec
+
+    torch.manual_seed(settings.seed)
+    model, heard = load(options.init), load_ears(options.ears) if options.ears else None
+    if model.config.audio is None or "codec" in words:
+        codec = load_codec(options.codec)
+        audio = SoundConfig(codec.config, options.encoder, options.seconds, blocks=len(heard.encoder.blocks) if heard else 0)
+        video = VideoConfig(options.frames, options.side, float(options.frames))
+        model = build_from(model, replace(model.config, audio=audio, video=video, max_length=options.max_length), codec)
+    if heard:
+        model.encoders["audio"].load_state_dict(heard.encoder.state_dict())
+    freeze(model, options.frozen)
+    model.to(device_of(options.device)).train()
+    model.rates = {"encoders.image.tower": 0.2} if model.config.tower else {}
+    if heard or model.config.audio.blocks:
+        model.rates["encoders.audio"] = options.ear_rate
+    chosen = training_rows(load_emoji(options.data), model.config.left_out or None)
+    mix = Mix(options.captions, options.draws, options.drop, strength=options.strength)
+    pictures = GPTTask(model, pixels(chosen), [emoji_item(row, options.skin_weight) for row in chosen], mix, left_out=model.config.left_out)
+    speech = of(load_speech(options.speech), "train")
+    clips = [clip for clip in load_clips(options.clips) if clip.split == "train"]
+    hearing, watching = (options.transcribes, options.speaks), (options.describes, options.animates)
+    said = speech_codes(model, speech, options.voice if options.speaks else None)
+    shown = clip_codes(model, clips if options.animates else [])
+    still = not any(p.requires_grad for p in model.encoders["image"].parameters())
+    sights = clip_sights(model, clips) if still and options.describes else []
+    directions = [
+        *picture_directions(pictures),
+        *speech_directions(model, speech, said, hearing, options.voice, options.drop),
+        *clip_directions(model, clips, shown, watching, options.drop, sights, options.moves),
+    ]
+    card = f"# any, trained here\n\nTrained with {words or 'the recipe as it is'}. Not evaluated.\n"
+    task = MixTask(model, directions, options.row_length, settings.seed, {}, options.hide, card, options.backend)
+    return Job(task, settings, options.out, options.resume)

@@ -56,26 +56,47 @@ class Columns:
         return grouped(q, k, v, self.mask_B11S) if q.is_cuda else by_sums(q, k, v, self.mask_B11S)
 
 
+def once(x: Tensor) -> Tensor:
+    """The same numbers, which the compiler writes down: it would compute them again wherever they are used, for every row of a matrix."""
+    x = x.contiguous()
+    return x.as_strided(x.shape, x.stride())
+
+
 def by_sums(q_BH1E: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, mask_B11S: Tensor) -> Tensor:
     """Attention of one query a row, written as sums: the compiler makes loops of them that beat a CPU's kernels for many queries."""
-    q_BKGE = rearrange(q_BH1E, "b (k g) 1 e -> b k g e", k=k_BKSE.shape[1])
+    q_BKGE = rearrange(once(q_BH1E), "b (k g) 1 e -> b k g e", k=k_BKSE.shape[1])
     score_BKGS = (q_BKGE[:, :, :, None] * k_BKSE[:, :, None]).sum(-1) * q_BH1E.shape[-1] ** -0.5 + mask_B11S
     out_BKGE = (score_BKGS.softmax(-1)[..., None] * v_BKSE[:, :, None]).sum(-2)
     return rearrange(out_BKGE, "b k g e -> b (k g) 1 e")
 
 
 class Body(nn.Module):
-    """The decoder, given what a step needs as tensors."""
+    """Tables and decoder, given what a step needs as tensors."""
 
     def __init__(self, gpt):
         super().__init__()
-        self.decoder = gpt.decoder
+        self.table, self.tables, self.decoder = gpt.table, gpt.tables, gpt.decoder
+        self.spans = {name: gpt.ports[name].writes.ids for name in gpt.tables}
+        pairs, axes = gpt.decoder.config.head_width // 2, gpt.decoder.config.position_axes
+        place_S = torch.arange(gpt.max_length, device=gpt.device)
+        cos_SE, sin_SE = (turn[0, 0] for turn in gpt.decoder.rotation(place_S[None, :, None].expand(1, -1, 3)))
+        self.register_buffer("cos_SE", cos_SE)
+        self.register_buffer("sin_SE", sin_SE)
+        self.register_buffer("axis_E", (torch.arange(2 * pairs, device=gpt.device) % pairs) % axes)
 
-    def forward(self, x_B1D: Tensor, cos: Tensor, sin: Tensor, column_B: Tensor, place_S: Tensor, k: Sequence[Tensor], v: Sequence[Tensor]) -> Tensor:
+    def forward(self, ids_B1: Tensor, position_B3: Tensor, column_B: Tensor, place_S: Tensor, k: Sequence[Tensor], v: Sequence[Tensor]) -> Tensor:
+        x_B1D = self.table(ids_B1)
+        for name, table in self.tables.items():
+            ids = self.spans[name]
+            mine_B1 = (ids_B1 >= ids.start) & (ids_B1 < ids.stop)
+            vectors_BD = table((ids_B1[:, 0] - ids.start).clamp(0, len(ids) - 1)).to(x_B1D.dtype)
+            x_B1D = torch.where(mine_B1[..., None], vectors_BD[:, None], x_B1D)
+        at_BE = position_B3.index_select(1, self.axis_E)
+        cos, sin = (once(turn.gather(0, at_BE)[:, None, None].to(x_B1D.dtype)) for turn in (self.cos_SE, self.sin_SE))
         later_BS = place_S > column_B[:, None]
         mask_BS = torch.zeros_like(later_BS, dtype=x_B1D.dtype).masked_fill(later_BS, -torch.inf)
         columns = Columns(k, v, column_B, mask_BS[:, None, None])
-        return self.decoder.turned(x_B1D, cos, sin, columns, columns)
+        return self.decoder.turned(once(x_B1D), cos, sin, columns, columns)
 
 
 class Scores(nn.Module):
@@ -95,7 +116,7 @@ class Sums(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is F.linear and args[0].dtype == torch.float32:
             x, weight, *bias = args
-            sums = (x[..., None, :] * weight).sum(-1)
+            sums = (once(x)[..., None, :] * weight).sum(-1)
             return sums + bias[0] if bias and bias[0] is not None else sums
         return func(*args, **(kwargs or {}))
 
@@ -194,9 +215,9 @@ class Kernels:
         self.call, self.seen = torch.compile(module, fullgraph=True), set()
 
     def __call__(self, *given: Tensor) -> Tensor:
-        *small, place_S = given[:5]
-        held = given[5:]
-        parts = *given[:5], held[: len(held) // 2], held[len(held) // 2 :]
+        *small, place_S = given[:4]
+        held = given[4:]
+        parts = *given[:4], held[: len(held) // 2], held[len(held) // 2 :]
         kind = (len(small[0]) == 1, held[0].shape[1:], held[0].dtype)
         if kind in self.seen:
             with torch.compiler.set_stance(skip_guard_eval_unsafe=True):  # nothing else can have changed
@@ -217,27 +238,21 @@ class Step:
         if self.compiled:
             if gpt.device.type == "cpu" and any(map(is_traceable_wrapper_subclass, gpt.decoder.parameters())):
                 raise InputError("compile=True of a model whose weights are whole numbers: on a CPU use compile=False")
-            self.body = Body(gpt)
-            pairs, axes = gpt.decoder.config.head_width // 2, gpt.decoder.config.position_axes
-            self.place_S = torch.arange(gpt.max_length + BUCKET, device=gpt.device)
-            self.cos_SE, self.sin_SE = (turn[0, 0] for turn in gpt.decoder.rotation(self.place_S[None, :, None].expand(1, -1, 3)))
-            self.axis_E = (torch.arange(2 * pairs, device=gpt.device) % pairs) % axes
+            self.body, self.place_S = Body(gpt), torch.arange(gpt.max_length + BUCKET, device=gpt.device)
             self.views: tuple = (None, [])
 
     def __call__(self, stream: Stream, cache: Cache, rows: int) -> Float[Tensor, "B T D"]:
         if not self.compiled or stream.ids_BT.shape[1] != 1:
             return self.gpt(stream, cache[:rows])
-        x_B1D, used_R = self.gpt.embed(stream), cache.used_R[:rows].copy()
+        used_R = cache.used_R[:rows].copy()
         columns = -(-(int(used_R.max()) + 1) // BUCKET) * BUCKET
         cache.used_R[:rows] += 1
-        cache.block_RS[torch.arange(rows), used_R] = stream.block_BT[:, 0]
-        column_B = torch.from_numpy(used_R).to(x_B1D.device)
-        at_BE = stream.position_BT3[:, 0].index_select(1, self.axis_E)
-        cos, sin = (turn.gather(0, at_BE)[:, None, None].to(x_B1D.dtype) for turn in (self.cos_SE, self.sin_SE))
-        given = x_B1D, cos, sin, column_B, self.place_S[:columns], *self.held(cache, rows)
+        column_B = torch.from_numpy(used_R).to(self.gpt.device)
+        cache.block_RS[: len(column_B)].scatter_(1, column_B[:, None], stream.block_BT)
+        given = stream.ids_BT, stream.position_BT3[:, 0].contiguous(), column_B, self.place_S[:columns], *self.held(cache, rows)
         key = "body", rows == 1
         if key not in self.programs:
-            self.programs[key] = Kernels(self.body) if x_B1D.is_cuda else self.program_of_body(*given)
+            self.programs[key] = Kernels(self.body) if column_B.is_cuda else self.program_of_body(*given)
         return self.programs[key](*given)
 
     def scores(self, name: str, span: Span, h_ND: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:
@@ -250,11 +265,11 @@ class Step:
             self.programs[key] = Program(Scores(self.gpt.heads[name], span), (h_ND,), (batch,), len(h_ND) == 1)
         return self.programs[key](h_ND.contiguous())
 
-    def program_of_body(self, x_B1D, cos, sin, column_B, place_S, *held: Tensor) -> Program:
-        layers, rows = len(held) // 2, {0: Dim("B", min=2)} if len(x_B1D) > 1 else {}
+    def program_of_body(self, ids_B1, position_B3, column_B, place_S, *held: Tensor) -> Program:
+        layers, rows = len(held) // 2, {0: Dim("B", min=2)} if len(ids_B1) > 1 else {}
         columns, length = {0: Dim("S", min=2)}, rows | {2: Dim("C", min=2)}
-        example = x_B1D, cos, sin, column_B, place_S, held[:layers], held[layers:]
-        return Program(self.body, example, (rows, rows, rows, rows, columns, (length,) * layers, (length,) * layers), len(x_B1D) == 1)
+        example = ids_B1, position_B3, column_B, place_S, held[:layers], held[layers:]
+        return Program(self.body, example, (rows, rows, rows, columns, (length,) * layers, (length,) * layers), len(ids_B1) == 1)
 
     def held(self, cache: Cache, rows: int) -> list[Tensor]:
         """Keys and values of the rows, layer by layer: the same tensors as long as nothing about them changes."""

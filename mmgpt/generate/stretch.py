@@ -45,25 +45,23 @@ def take(rows: Sequence[Row], count: int, read: Callable[[Stream], Tensor], scor
     """
     one, device = rows[0], rows[0].gpt.device
     guidance, stops = one.guidance[one.name], set(one.automaton.script.stops)
-    branches = sorted((branch.slot, row, branch) for row in rows for branch in row.branches)
-    slot_RG = torch.tensor([[branch.slot for branch in row.branches] for row in rows])
-    scored_N = slot_RG[:, : 1 if guidance.off else None].flatten().to(device)
+    branches = sorted(((branch.slot, row, branch) for row in rows for branch in row.branches), key=lambda found: found[0])
+    row_B = torch.tensor([rows.index(row) for _, row, _ in branches], device=device)
+    scored_N = torch.tensor([branch.slot for row in rows for branch in row.branches[: 1 if guidance.off else None]], device=device)
     position_BN3 = torch.from_numpy(np.stack([places(row, branch, count) for _, row, branch in branches])).to(device)
-    block_BN = torch.tensor([branch.block for *_, branch in branches])[:, None] + torch.arange(count)
-    block_BN = block_BN.to(device)
-    ids_B1 = torch.tensor([branch.pending for *_, branch in branches]).to(device)
+    block_BN = torch.tensor([[branch.block] for *_, branch in branches], device=device) + torch.arange(count, device=device)
+    ids_B1 = torch.tensor([branch.pending for *_, branch in branches], device=device)
     document_B1 = torch.ones_like(ids_B1)
-    id_V = torch.cat([torch.arange(span.start, span.stop) for span in one.choice.spans])
+    id_V = torch.cat([torch.arange(span.start, span.stop, device=device) for span in one.choice.spans])
     ids, costs = [], []
     for n in range(count):
         h_BD = read(Stream(ids_B1, document_B1, block_BN[:, n : n + 1], position_BN3[:, n : n + 1]))[:, 0]
         logits_RGV = score(h_BD.index_select(0, scored_N)).unflatten(0, (len(rows), -1))
         logits_RV = guidance.mix(logits_RGV, [(len(row.ids) + n) / len(row.automaton.script) for row in rows])
-        index_R = choose(logits_RV, one.sampling, [row.generator for row in rows])
-        costs.append(logits_RV.log_softmax(-1).gather(-1, index_R.to(device)[:, None]))
-        ids.append(id_V[index_R.cpu()])
-        ids_B1 = torch.empty_like(ids_B1)
-        ids_B1[slot_RG.to(device), 0] = ids[-1].to(device)[:, None]
+        index_R = choose(logits_RV, one.sampling, [row.generator for row in rows]).to(device)
+        costs.append(logits_RV.log_softmax(-1).gather(-1, index_R[:, None]))
+        ids.append(id_V[index_R])
+        ids_B1 = ids[-1].index_select(0, row_B)[:, None]
         if stops and not stops.isdisjoint(ids[-1].tolist()):
             break
     return torch.stack(ids, 1), torch.cat(costs, 1)

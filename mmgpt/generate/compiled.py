@@ -1,7 +1,7 @@
 """One id a row -> the vector behind it, and its scores: the step that is taken again and again, compiled where that is asked for.
 
 On a CPU the step is a program ahead of time (AOTInductor): it is called without the guards and wrappers that cost a small model as much time
-as its products do. How it multiplies depends on how many rows there are, see `products`.
+as its products do. How it multiplies depends on how many rows there are, see `Sums` and `packs`.
 """
 
 import tempfile

@@ -96,7 +96,7 @@ class Body(nn.Module):
         later_BS = place_S > column_B[:, None]
         mask_BS = torch.zeros_like(later_BS, dtype=x_B1D.dtype).masked_fill(later_BS, -torch.inf)
         columns = Columns(k, v, column_B, mask_BS[:, None, None])
-        return self.decoder.turned(once(x_B1D), cos, sin, columns, columns)
+        return self.decoder.turned(once(x_B1D), cos, sin, columns, columns)[:, 0]
 
 
 class Scores(nn.Module):
@@ -244,16 +244,34 @@ class Step:
     def __call__(self, stream: Stream, cache: Cache, rows: int) -> Float[Tensor, "B T D"]:
         if not self.compiled or stream.ids_BT.shape[1] != 1:
             return self.gpt(stream, cache[:rows])
-        used_R = cache.used_R[:rows].copy()
-        columns = -(-(int(used_R.max()) + 1) // BUCKET) * BUCKET
-        cache.used_R[:rows] += 1
-        column_B = torch.from_numpy(used_R).to(self.gpt.device)
-        cache.block_RS[: len(column_B)].scatter_(1, column_B[:, None], stream.block_BT)
-        given = stream.ids_BT, stream.position_BT3[:, 0].contiguous(), column_B, self.place_S[:columns], *self.held(cache, rows)
-        key = "body", rows == 1
-        if key not in self.programs:
-            self.programs[key] = Kernels(self.body) if column_B.is_cuda else self.program_of_body(*given)
-        return self.programs[key](*given)
+        return self.begin(stream.position_BT3, stream.block_BT, cache, rows)(0, stream.ids_BT)[:, None]
+
+    def begin(
+        self, position_BN3: Int[Tensor, "B N 3"], block_BN: Int[Tensor, "B N"], cache: Cache, rows: int
+    ) -> Callable[[int, Int[Tensor, "B 1"]], Float[Tensor, "B D"]]:
+        """N steps of one id a row: what is known of all of them is done at once. Take them in turn, n = 0, 1 ..., as many as are wanted."""
+        if not self.compiled:
+            document_B1 = torch.ones_like(block_BN[:, :1])
+
+            def eager(n, ids_B1):
+                return self.gpt(Stream(ids_B1, document_B1, block_BN[:, n : n + 1], position_BN3[:, n : n + 1]), cache[:rows])[:, 0]
+
+            return eager
+        used_R, held = cache.used_R[:rows], self.held(cache, rows)
+        column_NB = (torch.arange(block_BN.shape[1])[:, None] + torch.from_numpy(used_R)).to(self.gpt.device)
+        cache.block_RS[:rows].scatter_(1, column_NB.T, block_BN)
+        column, position, longest = column_NB.unbind(), position_BN3.transpose(0, 1).contiguous().unbind(), int(used_R.max())
+        program = self.programs.get(key := ("body", rows == 1))
+
+        def read(n, ids_B1):
+            nonlocal program
+            given = ids_B1, position[n], column[n], self.place_S[: -(-(longest + n + 1) // BUCKET) * BUCKET], *held
+            if program is None:
+                program = self.programs[key] = Kernels(self.body) if ids_B1.is_cuda else self.program_of_body(*given)
+            used_R[:] += 1
+            return program(*given)
+
+        return read
 
     def scores(self, name: str, span: Span, h_ND: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:
         """A head's scores of one span."""

@@ -267,7 +267,7 @@ class Engine:
         one, branches = rows[0], len(self.branches)
         self.make_room(0, int(self.cache.used_R[:branches].max()) + count)
         ids_RN, cost_RN = take(
-            rows, count, lambda stream: self.advance(stream, self.cache, branches), lambda h_ND: self.scores(one.name, one.choice, h_ND)
+            rows, count, lambda *known: self.advance.begin(*known, self.cache, branches), lambda h_ND: self.scores(one.name, one.choice, h_ND)
         )
         for row, ids, costs in zip(rows, ids_RN.tolist(), cost_RN.tolist(), strict=True):
             if bad := sum(map(isnan, costs)):

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from mmgpt.generate.row import Row
 from mmgpt.generate.sampling import choose
-from mmgpt.types import Stream
+
+HELD = 2**22  # scores that are kept before their log-probabilities are computed
 
 
 def kind(row: Row) -> tuple:
@@ -38,33 +39,53 @@ def alike(row: Row) -> int:
     return int(other.argmax()) if other.any() else len(other)
 
 
-def take(rows: Sequence[Row], count: int, read: Callable[[Stream], Tensor], score: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+def take(rows: Sequence[Row], count: int, begin: Callable[..., Callable[[int, Tensor], Tensor]], score: Callable[[Tensor], Tensor]):
     """At most `count` steps, until a row ends: the ids that were drawn and their log-probabilities, (R, N) both.
 
-    `read` goes on with a stream of one id a row of the cache, `score` scores vectors.
+    `begin(position_BN3, block_BN)` -> `read(n, ids_B1)`, called for n = 0, 1 ... -> (B, D); `score` scores vectors.
     """
     one, device = rows[0], rows[0].gpt.device
     guidance, stops = one.guidance[one.name], set(one.automaton.script.stops)
     branches = sorted(((branch.slot, row, branch) for row in rows for branch in row.branches), key=lambda found: found[0])
-    row_B = torch.tensor([rows.index(row) for _, row, _ in branches], device=device)
-    scored_N = torch.tensor([branch.slot for row in rows for branch in row.branches[: 1 if guidance.off else None]], device=device)
+    row_B = [rows.index(row) for _, row, _ in branches]
+    slot_N = [branch.slot for row in rows for branch in row.branches[: 1 if guidance.off else None]]
+    to_branches, scored = in_order(row_B, len(rows), device), in_order(slot_N, len(branches), device)
     position_BN3 = torch.from_numpy(np.stack([places(row, branch, count) for _, row, branch in branches])).to(device)
     block_BN = torch.tensor([[branch.block] for *_, branch in branches], device=device) + torch.arange(count, device=device)
     ids_B1 = torch.tensor([branch.pending for *_, branch in branches], device=device)
-    document_B1 = torch.ones_like(ids_B1)
     id_V = torch.cat([torch.arange(span.start, span.stop, device=device) for span in one.choice.spans])
-    ids, costs = [], []
+    read = begin(position_BN3, block_BN)
+    ids, drawn, costs = [], [], []
     for n in range(count):
-        h_BD = read(Stream(ids_B1, document_B1, block_BN[:, n : n + 1], position_BN3[:, n : n + 1]))[:, 0]
-        logits_RGV = score(h_BD.index_select(0, scored_N)).unflatten(0, (len(rows), -1))
-        logits_RV = guidance.mix(logits_RGV, [(len(row.ids) + n) / len(row.automaton.script) for row in rows])
+        logits_RV = score(scored(read(n, ids_B1)))
+        if not guidance.off:
+            logits_RV = guidance.mix(logits_RV.unflatten(0, (len(rows), -1)), [(len(row.ids) + n) / len(row.automaton.script) for row in rows])
         index_R = choose(logits_RV, one.sampling, [row.generator for row in rows]).to(device)
-        costs.append(logits_RV.log_softmax(-1).gather(-1, index_R[:, None]))
-        ids.append(id_V[index_R])
-        ids_B1 = ids[-1].index_select(0, row_B)[:, None]
+        drawn.append((logits_RV, index_R))
+        if len(drawn) * logits_RV.numel() > HELD or n == count - 1:
+            costs.append(costs_of(drawn))
+            drawn = []
+        ids.append(id_V.index_select(0, index_R))
+        ids_B1 = to_branches(ids[-1])[:, None]
         if stops and not stops.isdisjoint(ids[-1].tolist()):
             break
+    if drawn:
+        costs.append(costs_of(drawn))
     return torch.stack(ids, 1), torch.cat(costs, 1)
+
+
+def in_order(index: list[int], size: int, device) -> Callable[[Tensor], Tensor]:
+    """Takes the rows of a tensor in this order; all of them as they are cost nothing."""
+    if index == [*range(size)]:
+        return lambda x: x
+    index_N = torch.tensor(index, device=device)
+    return lambda x: x.index_select(0, index_N)
+
+
+def costs_of(drawn: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """Scores of N steps and what was drawn from them -> log-probabilities, (R, N). Few calls: each is slow after a step."""
+    logits_RNV, index_RN = (torch.stack(part, 1) for part in zip(*drawn, strict=True))
+    return logits_RNV.log_softmax(-1).gather(-1, index_RN[..., None])[..., 0]
 
 
 def places(row: Row, branch, count: int) -> np.ndarray:

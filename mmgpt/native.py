@@ -28,6 +28,7 @@ from mmgpt.encoders.audio import FrameEncoder, MelEncoder
 from mmgpt.encoders.image import TOWERS, PatchEncoder, square_encoder
 from mmgpt.encoders.text import TextCodec
 from mmgpt.encoders.video import VideoEncoder
+from mmgpt.encoders.whisper import WhisperEncoder
 from mmgpt.errors import CheckpointError, InputError, MmgptError
 from mmgpt.generate.sampling import Sampling
 from mmgpt.layout import CodesLayout, FramesLayout, Span, TextLayout, VectorsLayout
@@ -35,13 +36,14 @@ from mmgpt.model import GPT, Port
 from mmgpt.tensorfile import AGAIN
 from mmgpt.types import Audio, Video
 
-SOUND_ENCODERS = {"mel": MelEncoder, "frames": FrameEncoder}
+SOUND_ENCODERS = {"mel": MelEncoder, "frames": FrameEncoder, "whisper": WhisperEncoder}
+LAYERED = ("mel", "whisper")  # those that have `blocks`
 MAX_SIDE = 4096  # pixels of a picture's side, as much as any picture may have that is opened
 
 
 @dataclass(frozen=True)
 class SoundConfig:
-    """How sound is read, by a `mel` (of so many `blocks`) or a `frames` encoder, and written, by the codec; each up to `seconds`."""
+    """How sound is read, by a `mel`, a `whisper` (of so many `blocks` both) or a `frames` encoder, and written, by the codec; up to `seconds`."""
 
     codec: AudioCodecConfig = field(default_factory=AudioCodecConfig)
     encoder: str = "mel"
@@ -53,8 +55,8 @@ class SoundConfig:
     def __post_init__(self):
         if self.encoder not in SOUND_ENCODERS or not 0 < self.seconds <= 600:
             raise InputError(f"encoder={self.encoder!r}, seconds={self.seconds}: use one of {', '.join(SOUND_ENCODERS)}, and up to 600 seconds")
-        if self.blocks < 0 or self.blocks and self.encoder != "mel":
-            raise InputError(f"blocks={self.blocks} of a {self.encoder!r} encoder: use 0 or more with mel, 0 with any other")
+        if self.blocks < 0 or self.blocks and self.encoder not in LAYERED:
+            raise InputError(f"blocks={self.blocks} of a {self.encoder!r} encoder: use 0 or more with {' and '.join(LAYERED)}, 0 with any other")
 
     @property
     def frames(self) -> int:
@@ -167,7 +169,7 @@ def sound_port(config: SoundConfig, codec: AudioCodec, width: int, ids: Ids) -> 
     quantizers = config.codec.quantizers
     return Port(
         Audio,
-        SOUND_ENCODERS[config.encoder](width, max_seconds=config.seconds, **({"blocks": config.blocks} if config.blocks else {})),
+        SOUND_ENCODERS[config.encoder](width, max_seconds=config.seconds, **({"blocks": config.blocks} if config.encoder in LAYERED else {})),
         VectorsLayout(opened, closed, whole=False, flat=True),
         SoundCodec(codec),
         FramesLayout(opened, ids.take(1 + config.codec.num_codes * quantizers), quantizers),

@@ -17,7 +17,7 @@ from mmgpt.errors import CheckpointError, InputError
 from mmgpt.generate.request import Chunk, Preview
 from mmgpt.hub import load
 from mmgpt.layout import Automaton, FramesLayout, Span, parse
-from mmgpt.native import NativeConfig, SoundConfig, VideoConfig, save
+from mmgpt.native import NativeConfig, SoundConfig, VideoConfig, build_from, save
 from mmgpt.pack import length, pack
 from mmgpt.train.mix import Direction, MixTask, hidden
 from mmgpt.types import Audio, Part, Video
@@ -315,6 +315,30 @@ def test_clips_that_were_seen_before_are_read_as_if_they_were_seen_now(tmp_path,
         vectors[1].sum().backward()
     assert gpt.encoders["video"].time.weight.grad.any()
     assert all(p.grad is None for p in gpt.encoders["image"].parameters())
+
+
+def test_clips_that_were_heard_before_are_read_as_if_they_were_heard_now(tmp_path, monkeypatch):
+    from mmgpt.data.speech import load_speech
+    from mmgpt.train import any as recipe
+
+    monkeypatch.setattr(recipe, "CODES", tmp_path)
+    monkeypatch.setattr(recipe, "varied", lambda sound, generator: sound)
+    monkeypatch.setattr(recipe, "masked", lambda values, parts, generator: values)
+    rows, base = load_speech(Path(__file__).parent / "data" / "speech6.parquet"), any_gpt()
+    gpt = build_from(base, replace(base.config, audio=replace(base.config.audio, encoder="whisper", blocks=1, seconds=1.1)))
+    short = [n for n, row in enumerate(rows) if recipe.fits(gpt, row)]
+    assert 0 < len(short) < len(rows)
+    gpt.encoders["audio"].tower.requires_grad_(False)
+    kept, none = set(gpt.state_dict()), [np.zeros((0, 1))] * len(rows)
+    ways = [recipe.speech_directions(gpt, rows, none, (1, 0), "heart", 0.1, heard)[0] for heard in ([], recipe.speech_heard(gpt, rows))]
+    assert set(gpt.state_dict()) == kept and ways[0].weight_N.nonzero()[:, 0].tolist() == short
+    for item in short:
+        streams = [pack([way.document(item, torch.Generator().manual_seed(0))], gpt.spans) for way in ways]
+        vectors = [gpt.embed(stream) for stream in streams]
+        assert gap(*vectors) < 2e-3 and (streams[0].ids_BT == streams[1].ids_BT).all()
+        vectors[1].sum().backward()
+    assert gpt.encoders["audio"].out[0].weight.grad.any()
+    assert all(p.grad is None for p in gpt.encoders["audio"].tower.parameters())
 
 
 def test_a_share_of_clips_is_described_by_how_it_moves():

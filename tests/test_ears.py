@@ -24,7 +24,7 @@ def spoken(text: str) -> Audio:
 
 def task_of(batch_size: int = 8, seconds: float = 2.0, blocks: int = 1) -> EarTask:
     torch.manual_seed(0)
-    rows = [Speech(b"", text, "tones", "name", "train") for text in TEXTS]
+    rows = [Speech(b"", text, "tones", "name", "train", 1.0) for text in TEXTS]
     return EarTask(Ears(32, blocks, seconds), rows, [spoken(text) for text in TEXTS], batch_size)
 
 

@@ -286,7 +286,7 @@ class Hears(Recogniser):
 
 def test_spoken_names_are_drawn_and_pictures_named_aloud(rows, judge, monkeypatch):
     def clip(label: str, voice: str = "heart") -> Speech:
-        return replace(Speech(b"", label, voice, "name", "train"), audio=str(THINGS.index(label)).encode())
+        return replace(Speech(b"", label, voice, "name", "train", 1.0), audio=str(THINGS.index(label)).encode())
 
     monkeypatch.setattr(Speech, "sound", property(lambda self: Audio(torch.full((1, 9), (int(self.audio) + 0.5) / 100), 16_000)))
     monkeypatch.setattr("mmgpt.evaluate.cross.Engine", lambda gpt: gpt)

@@ -13,7 +13,7 @@ from mmgpt.data.sound import open_sound
 from mmgpt.errors import DataError
 from mmgpt.types import Audio
 
-COLUMNS = ("audio", "text", "voice", "source", "split")
+COLUMNS = ("audio", "text", "voice", "source", "split", "seconds")
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Speech:
     voice: str
     source: str
     split: str
+    seconds: float
 
     @property
     def sound(self) -> Audio:

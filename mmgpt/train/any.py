@@ -14,6 +14,7 @@ from mmgpt.data.footage import Clip
 from mmgpt.data.speech import Speech, masked, varied
 from mmgpt.encoders.places import on_grid
 from mmgpt.encoders.video import VideoEncoder
+from mmgpt.encoders.whisper import HIDDEN
 from mmgpt.errors import TrainingError
 from mmgpt.model import GPT
 from mmgpt.pack import Document
@@ -45,17 +46,30 @@ def picture_directions(task: GPTTask) -> list[Direction]:
 
 
 def speech_directions(
-    gpt: GPT, rows: Sequence[Speech], codes: Sequence[np.ndarray], counts: tuple[int, int], voice: str, drop: float
+    gpt: GPT,
+    rows: Sequence[Speech],
+    codes: Sequence[np.ndarray],
+    counts: tuple[int, int],
+    voice: str,
+    drop: float,
+    heard: Sequence[np.ndarray] = (),
 ) -> list[Direction]:
-    """Any voice to words; words to the voice `voice`. `codes` are the codec's codes of each row, none for rows that are not spoken."""
+    """Any voice to words; words to the voice `voice`. `codes` are the codec's codes of each row, none for rows that are not spoken.
+    `heard`: of each row, what ears that are not trained hear in it."""
     port = gpt.ports["audio"]
+    if heard:
+        gpt.encoders["heard"] = Heard(port.encoder)
+
+    def listened(item: int, generator: torch.Generator) -> Written:
+        if heard:
+            return port.reads.write(on_grid(torch.from_numpy(heard[item]), (len(heard[item]), 1, 1)), "heard")
+        prepared = port.encoder.prepare(varied(rows[item].sound, generator))
+        masked_NF = masked(prepared.values_NF, getattr(port.encoder, "mels", 1), generator)
+        return port.reads.write(Prepared(masked_NF, prepared.place_N3, prepared.grids), "audio")
 
     def transcribe(item: int, generator: torch.Generator) -> Document:
-        row = rows[item]
-        prepared = port.encoder.prepare(varied(row.sound, generator))
-        prepared = Prepared(masked(prepared.values_NF, getattr(port.encoder, "mels", 1), generator), prepared.place_N3, prepared.grids)
-        begin, *words = gpt.write([Part(TRANSCRIBE), Part(row.text, learn=True)])
-        return [begin, port.reads.write(prepared, "audio"), *words]
+        begin, *words = gpt.write([Part(TRANSCRIBE), Part(rows[item].text, learn=True)])
+        return [begin, listened(item, generator), *words]
 
     def speak(item: int, generator: torch.Generator) -> Document:
         dropped = float(torch.rand((), generator=generator)) < drop
@@ -70,8 +84,7 @@ def speech_directions(
 
 def fits(gpt: GPT, row: Speech) -> bool:
     """Whether a clip is short enough to be heard, louder or slower too."""
-    sound = row.sound
-    return sound.samples.shape[-1] / sound.rate * 1.15 < gpt.config.audio.seconds
+    return row.seconds * 1.15 < gpt.config.audio.seconds
 
 
 def speech_codes(gpt: GPT, rows: Sequence[Speech], voice: str | None) -> list[np.ndarray]:
@@ -91,6 +104,27 @@ def clip_sights(gpt: GPT, clips: Sequence[Clip]) -> list[np.ndarray]:
     """What the image encoder sees in all frames of each clip: for eyes that stay as they are, which then look but once."""
     encoder = gpt.ports["video"].encoder
     return coded(encoder.image, [clip.stored for clip in clips], lambda n: encoder.seen(encoder.prepare(clips[n].video)).half().numpy(), "sights")
+
+
+def speech_heard(gpt: GPT, rows: Sequence[Speech]) -> list[np.ndarray]:
+    """What the sound encoder's tower hears in each clip: for ears that stay as they are, which then listen but once."""
+    encoder = gpt.ports["audio"].encoder
+
+    def vectors(n: int) -> np.ndarray:
+        return encoder.heard(encoder.prepare(rows[n].sound)).half().numpy() if fits(gpt, rows[n]) else np.zeros((1, 2 * HIDDEN), np.float16)
+
+    return coded(encoder.tower, [row.audio for row in rows], vectors, "heard")
+
+
+class Heard(nn.Module):
+    """In the place of a sound encoder, for clips that its tower has heard before: only the map to the decoder is still learned."""
+
+    def __init__(self, encoder: nn.Module):
+        super().__init__()
+        object.__setattr__(self, "encoder", encoder)  # its weights are the encoder's, and saved with it
+
+    def forward(self, prepared: Prepared, /) -> Float[Tensor, "N D"]:
+        return self.encoder.out(prepared.values_NF.to(self.encoder.out[0].weight.dtype))
 
 
 class Seen(nn.Module):

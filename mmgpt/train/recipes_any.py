@@ -88,8 +88,9 @@ class AnyOptions:
     seconds: float = 6.0
     frames: int = 6
     side: int = 64  # pixels of the frames that are written
-    encoder: str = "mel"  # or frames
+    encoder: str = "mel"  # or frames, or whisper (tools/convert_ears.py fetches it)
     ears: str = ""  # a folder that the recipe `ears` made: its encoder instead of a new one
+    ear_blocks: int = 4  # the first so many of Whisper's
     moves: float = 0.3  # this share of clips is described by how they move alone
     ear_rate: float = 0.5  # an encoder with blocks, which has learned before, learns so much slower than the rest
     drop: float = 0.1
@@ -101,13 +102,18 @@ class AnyOptions:
     backend: str = ""
 
 
+def still(part: torch.nn.Module) -> bool:
+    """Whether nothing of it is trained."""
+    return not any(p.requires_grad for p in part.parameters())
+
+
 def any_to_any(options: AnyOptions, settings: Settings, words: Words) -> Job:
     from mmgpt.data.emoji import load_emoji, training_rows
     from mmgpt.data.footage import load_clips
     from mmgpt.data.speech import load_speech, of
     from mmgpt.hub import load
     from mmgpt.native import SoundConfig, VideoConfig, build_from
-    from mmgpt.train.any import clip_codes, clip_directions, clip_sights, picture_directions, speech_codes, speech_directions
+    from mmgpt.train.any import clip_codes, clip_directions, clip_sights, picture_directions, speech_codes, speech_directions, speech_heard
     from mmgpt.train.ears import load_ears
     from mmgpt.train.gpt import GPTTask, Mix
     from mmgpt.train.mix import MixTask
@@ -117,9 +123,12 @@ def any_to_any(options: AnyOptions, settings: Settings, words: Words) -> Job:
     model, heard = load(options.init), load_ears(options.ears) if options.ears else None
     if model.config.audio is None or "codec" in words:
         codec = load_codec(options.codec)
-        audio = SoundConfig(codec.config, options.encoder, options.seconds, blocks=len(heard.encoder.blocks) if heard else 0)
+        blocks = len(heard.encoder.blocks) if heard else options.ear_blocks if options.encoder == "whisper" else 0
+        audio = SoundConfig(codec.config, options.encoder, options.seconds, blocks=blocks)
         video = VideoConfig(options.frames, options.side, float(options.frames))
         model = build_from(model, replace(model.config, audio=audio, video=video, max_length=options.max_length), codec)
+        if options.encoder == "whisper":
+            model.encoders["audio"].tower.fill()
     if heard:
         model.encoders["audio"].load_state_dict(heard.encoder.state_dict())
     freeze(model, options.frozen)
@@ -135,11 +144,12 @@ def any_to_any(options: AnyOptions, settings: Settings, words: Words) -> Job:
     hearing, watching = (options.transcribes, options.speaks), (options.describes, options.animates)
     said = speech_codes(model, speech, options.voice if options.speaks else None)
     shown = clip_codes(model, clips if options.animates else [])
-    still = not any(p.requires_grad for p in model.encoders["image"].parameters())
-    sights = clip_sights(model, clips) if still and options.describes else []
+    eyes, ears = model.encoders["image"], getattr(model.encoders["audio"], "tower", None)
+    sights = clip_sights(model, clips) if options.describes and still(eyes) else []
+    vectors = speech_heard(model, speech) if options.transcribes and ears is not None and still(ears) else []
     directions = [
         *picture_directions(pictures),
-        *speech_directions(model, speech, said, hearing, options.voice, options.drop),
+        *speech_directions(model, speech, said, hearing, options.voice, options.drop, vectors),
         *clip_directions(model, clips, shown, watching, options.drop, sights, options.moves),
     ]
     card = f"# any, trained here\n\nTrained with {words or 'the recipe as it is'}. Not evaluated.\n"

@@ -27,7 +27,6 @@ from mmgpt.evaluate.draw import evaluate_drawing, one_of_each
 from mmgpt.evaluate.judge import Judge
 from mmgpt.generate.engine import Engine, Request
 from mmgpt.generate.row import Row
-from mmgpt.generate.sampling import filtered
 from mmgpt.pack import lay, length
 from mmgpt.types import Stream
 
@@ -61,8 +60,8 @@ class Pictures:
         logits = self.gpt.heads["image"].logits(h_BND, self.span).float()
         logits = rearrange(logits, "(r g) n v -> r g n v", g=branches)
         mixed_RNV = logits[:, 0] if branches == 1 else logits[:, 1] + self.guidance * (logits[:, 0] - logits[:, 1])
-        scaled = (mixed_RNV - mixed_RNV.amax(-1, keepdim=True)) / self.port.sampling.temperature
-        probability = filtered(scaled.flatten(0, 1), self.port.sampling).softmax(-1).view_as(self.noise_RNV)
+        probability = (mixed_RNV / self.port.sampling.temperature).softmax(-1)
+        probability = probability.where(probability >= self.port.sampling.min_p * probability.amax(-1, keepdim=True), 0.0)
         self.drawn_RN = (probability / self.noise_RNV).argmax(-1)
 
     def values(self) -> list:

@@ -19,7 +19,7 @@ from mmgpt.hub import load
 from mmgpt.layout import Automaton, FramesLayout, Span, parse
 from mmgpt.native import NativeConfig, SoundConfig, VideoConfig, build_from, save
 from mmgpt.pack import length, pack
-from mmgpt.train.mix import Direction, MixTask, hidden
+from mmgpt.train.mix import Direction, MixTask, hidden, swapped
 from mmgpt.types import Audio, Part, Video
 
 LAYOUT = FramesLayout(5, Span(10, 10 + 1 + 3 * 4), 3)  # three quantizers of four codes; 10 ends
@@ -275,6 +275,26 @@ def test_codes_are_hidden_but_not_words():
     coded = torch.cat([target.slot_N + 1 for target in stream.targets if target.head != "text"])
     assert 0 < changed.sum() < len(coded) and not changed[[n for n in range(len(changed)) if n not in set(coded.tolist())]].any()
     assert all((a.id_N == b.id_N).all() for a, b in zip(stream.targets, gone.targets, strict=True))
+
+
+def test_codes_of_others_are_shown_but_not_learned():
+    """Of what is asked for, all up to a code or scattered; in its place stands what another document has there; words stay."""
+    gpt, generator = any_gpt(), torch.Generator().manual_seed(0)
+    shape = gpt.ports["image"].grid
+    pictures = [Part(picture(0), True, np.full(shape, n)) for n in range(6)]
+    stream = pack([gpt.write([Part("a cat", learn=True), one]) for one in pictures], gpt.spans, 64)
+    own = {target.head: target for target in stream.targets}["image"]
+    shown = swapped(stream, ["image"], 1.0, generator)
+    assert shown.targets is stream.targets and torch.equal(swapped(stream, ["image"], 0.0, generator).ids_BT, stream.ids_BT)
+    mine, theirs = (x.ids_BT.flatten()[own.slot_N + 1].view(6, -1) for x in (stream, shown))
+    changed = (mine != theirs).nonzero()
+    assert len(changed) and set(changed[:, 0].tolist()) == set(range(6))
+    assert all(len(set(row.tolist())) <= 2 for row in theirs)  # its own, and those of one other
+    begun = [bool((row[1:].long() <= row[:-1].long()).all()) for row in mine != theirs]
+    assert True in begun and False in begun
+    rest = torch.ones(stream.ids_BT.numel(), dtype=torch.bool)
+    rest[own.slot_N + 1] = False
+    assert torch.equal(shown.ids_BT.flatten()[rest], stream.ids_BT.flatten()[rest])
 
 
 def test_codes_are_kept_for_the_same_files_and_codec(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from mmgpt.data.files import save_file, suffix_of
 from mmgpt.decoders.attention import BACKENDS
 from mmgpt.errors import TrainingError
 from mmgpt.generate.engine import Request, run
+from mmgpt.layout import CodesLayout
 from mmgpt.model import GPT
 from mmgpt.native import save
 from mmgpt.pack import Document, pack
@@ -39,6 +40,8 @@ class MixTask:
 
     `hide`: half of the documents that write codes are learned with up to this share of their codes hidden from the codes behind them. A code
     follows from its neighbours almost without the words, so that words are learned late; hidden neighbours leave only the words.
+    `swap`: this share of what is written in a grid is shown codes of another's in place of its own, all up to one of them or scattered: what was
+    begun wrongly, as it will be when the model writes by itself, comes right by the words alone.
     """
 
     def __init__(
@@ -51,15 +54,17 @@ class MixTask:
         hide: float = 0.0,
         card: str = "",
         backend: str = "",
+        swap: float = 0.0,
     ):
         self.model, self.directions, self.row_length, self.seed = model, [d for d in directions if d.count], row_length, seed
-        self.loss_weights, self.hide, self.card = dict(loss_weights or {}), hide, card
+        self.loss_weights, self.hide, self.card, self.swap = dict(loss_weights or {}), hide, card, swap
         self.coded = [name for name in model.heads if not getattr(model.ports[name].writes, "ends", ())]  # all that is no text
+        self.grids = [name for name in self.coded if isinstance(model.ports[name].writes, CodesLayout)]
         self.backend = backend or ("flex" if model.device.type == "cuda" else "sdpa")
-        if self.backend not in BACKENDS or not self.directions or not 0 <= hide <= 1:
+        if self.backend not in BACKENDS or not self.directions or not 0 <= hide <= 1 or not 0 <= swap <= 1:
             raise TrainingError(
-                f"{len(self.directions)} directions, hide={hide}, backend={self.backend}: "
-                f"use at least 1 direction with a count, hide from 0 to 1, and one of {', '.join(BACKENDS)}"
+                f"{len(self.directions)} directions, hide={hide}, swap={swap}, backend={self.backend}: "
+                f"use at least 1 direction with a count, hide and swap from 0 to 1, and one of {', '.join(BACKENDS)}"
             )
 
     def batch(self, step: int) -> Stream:
@@ -83,6 +88,7 @@ class MixTask:
         if not made:
             raise TrainingError(f"{len(documents)} documents in {of} parts (ranks times accumulate): use counts of at least {of} in all")
         stream = pack(made, self.model.spans, self.row_length)
+        stream = swapped(stream, self.grids, self.swap, generator) if self.swap else stream
         return hidden(stream, self.coded, self.model.begin, self.hide, generator) if self.hide else stream
 
     def counts(self, batch: Stream) -> dict[str, int]:
@@ -133,3 +139,22 @@ def hidden(stream: Stream, heads: Sequence[str], id: int, most: float, generator
     share_M = most * (2 * torch.rand(int(number_N.max()) + 1, generator=generator) - 1).clamp(min=0)
     gone_N = slot_N[torch.rand(len(slot_N), generator=generator) < share_M[number_N]]
     return replace(stream, ids_BT=stream.ids_BT.flatten().index_fill(0, gone_N, id).view_as(stream.ids_BT))
+
+
+def swapped(stream: Stream, heads: Sequence[str], share: float, generator: torch.Generator) -> Stream:
+    """The stream with what these heads learn, in a `share` of its documents, shown as another document's of the same head: half of these up to a
+    code, half scattered. Targets stay."""
+    ids_N, document_N = stream.ids_BT.flatten().clone(), stream.document_BT.flatten()
+    for target in stream.targets:
+        if target.head not in heads:
+            continue
+        slot_N = target.slot_N + 1
+        number_N = slot_N // stream.ids_BT.shape[1] * (int(document_N.max()) + 1) + document_N[slot_N]
+        sizes = number_N.unique_consecutive(return_counts=True)[1].tolist()
+        slots, codes = slot_N.split(sizes), target.id_N.split(sizes)
+        for n, (way, most, other) in enumerate(torch.rand(len(sizes), 3, generator=generator).tolist()):
+            if way < share and len(sizes) > 1:
+                shown_M = codes[(n + 1 + int(other * (len(sizes) - 1))) % len(sizes)][: sizes[n]]
+                at_M = torch.arange(len(shown_M)) / sizes[n] if way < share / 2 else torch.rand(len(shown_M), generator=generator)
+                ids_N[slots[n][: len(shown_M)][at_M < most]] = shown_M[at_M < most]
+    return replace(stream, ids_BT=ids_N.view_as(stream.ids_BT))

@@ -95,6 +95,7 @@ class AnyOptions:
     ear_rate: float = 0.5  # an encoder with blocks, which has learned before, learns so much slower than the rest
     drop: float = 0.1
     hide: float = 0.0
+    swap: float = 0.0  # this share of drawings and clips is shown codes of another one, and learns to come right
     strength: float = 1.2
     skin_weight: float = 0.35
     frozen: str = ""
@@ -153,5 +154,5 @@ def any_to_any(options: AnyOptions, settings: Settings, words: Words) -> Job:
         *clip_directions(model, clips, shown, watching, options.drop, sights, options.moves),
     ]
     card = f"# any, trained here\n\nTrained with {words or 'the recipe as it is'}. Not evaluated.\n"
-    task = MixTask(model, directions, options.row_length, settings.seed, {}, options.hide, card, options.backend)
+    task = MixTask(model, directions, options.row_length, settings.seed, {}, options.hide, card, options.backend, options.swap)
     return Job(task, settings, options.out, options.resume)

@@ -9,13 +9,15 @@ window W     speculative Jacobi (after Song et al., 2021, arXiv:2002.03629; Teng
 stagger S    rows in parallel (after He et al., 2024, arXiv:2412.04062): a row begins when the one above has S codes, whatever its others will be;
              until then they are taken for what the last pass drew there. Another picture: it is judged
 
-A pass is timed as eager and as compiled step of one picture with guidance, one code wide, and eager W codes wide.
+A pass is timed with guidance: one code wide as eager and as compiled step, of one picture and of eight, and eager W codes wide. The compiled step of
+eight pictures multiplies as many vectors as one of eight codes would, which there is none of.
 """
 
 import argparse
 import statistics
 import time
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import torch
@@ -118,9 +120,9 @@ def pass_times(gpt, prompt: str, guidance: float, widths: list[int]) -> dict[str
     cache = gpt.decoder.new_cache(len(whole.ids_BT), whole.ids_BT.shape[1])
     gpt(Stream(*(x[:, :used] for x in (whole.ids_BT, whole.document_BT, whole.block_BT, whole.position_BT3))), cache)
     for number in range(9):
-        for name, engine in engines.items():
-            seconds = [clock(lambda asked=asked, engine=engine: engine.run([asked])) for asked in (begin, request)]
-            found.setdefault(f"{name}, 1 code", []).append((seconds[1] - seconds[0]) / (pictures.count - 1))
+        for (name, engine), many in product(engines.items(), (1, 8)):
+            seconds = [clock(lambda asked=asked, engine=engine, many=many: engine.run([asked] * many)) for asked in (begin, request)]
+            found.setdefault(f"{name}, 1 code, {many} picture{'s' * (many > 1)}", []).append((seconds[1] - seconds[0]) / (pictures.count - 1))
         for width in widths:
             some = Stream(*(x[:, used : used + width] for x in (whole.ids_BT, whole.document_BT, whole.block_BT, whole.position_BT3)))
             seconds = []
@@ -144,7 +146,7 @@ def main() -> None:
     parser.add_argument("data")
     parser.add_argument("checkpoint", nargs="?", default="emoji")
     parser.add_argument("--num", type=int, default=300)
-    parser.add_argument("--stagger", type=int, nargs="*", default=[2, 3, 4])
+    parser.add_argument("--stagger", type=int, nargs="*", default=[2, 3, 4], help="none: nothing is judged, which takes hours")
     parser.add_argument("--window", type=int, nargs="*", default=[4, 8, 16])
     o = parser.parse_args()
     gpt, rows = mmgpt.load(o.checkpoint), load_emoji(o.data)
@@ -154,17 +156,17 @@ def main() -> None:
         drawing_prompt(row.label, row.style) for row in one_of_each(concepts, [row for row in training_rows(rows) if row.label in set(concepts)])
     ]
     for name, ms in pass_times(gpt, prompts[0], guidance, sorted({1, *o.window})).items():
-        print(f"{name:28} {ms:6.2f} ms", flush=True)
+        print(f"{name:30} {ms:6.2f} ms", flush=True)
     with torch.inference_mode():
-        some = prompts[:50]
+        some = prompts[:8]
         plain = gpt.draw(some)
         for window in o.window:
             pictures = Pictures(gpt, some, guidance, 0)
             passes = jacobi(pictures, window).double()
             same = sum(a.tobytes() == b.tobytes() for a, b in zip(plain, pictures.values(), strict=True))
             print(f"window {window:2}   {passes.mean():5.1f} passes of {pictures.count}, {same} of {len(some)} pictures the same", flush=True)
-    judge = Judge.load()
-    for stagger in [0, *o.stagger]:
+    judge = Judge.load() if o.stagger else None
+    for stagger in [0, *o.stagger] if o.stagger else []:
         figures = evaluate_drawing(Staggered(gpt, stagger) if stagger else gpt, rows, judge, [guidance], num=o.num)
         found = {exam: figures[exam][f"guidance_{guidance:g}"]["top5"] for exam in ("seen", "unseen_combinations")}
         height, width = pictures.height, pictures.width

@@ -198,6 +198,7 @@ def test_many_steps_together_are_steps_one_by_one(monkeypatch, chosen):
 
     monkeypatch.setattr("mmgpt.generate.engine.choose", ending)
     monkeypatch.setattr("mmgpt.generate.stretch.choose", ending)
+    monkeypatch.setattr("mmgpt.generate.stretch.HELD", 2_000)  # of some steps together, several times
     monkeypatch.setattr("mmgpt.generate.engine.take", lambda *given: together.append(given[1]) or take(*given))
     monkeypatch.setattr(GPT.decoder, "forward", lambda *given, forward=GPT.decoder.forward: passes.append(1) or forward(*given))
     own = {"ends": Request(["a cat"], "text", WARM, grid=(1, 1, 30)), "alike": Request(["a cat"], "image", WARM, guidance=2.0)}

@@ -62,6 +62,7 @@ def test_hears_as_transformers_does():
     from transformers import WhisperFeatureExtractor
 
     mine, clip = small(), sound(1.2)
+    clip.samples[:5000] *= 1e-6  # far below the rest: Whisper cuts that off
     for block in mine.tower.blocks:
         block.qkv.bias[32:64] = 0
     prepared = mine.prepare(clip)

@@ -54,8 +54,8 @@ class Whisper(nn.Module):
 
     def forward(self, mel_BMT: Float[Tensor, "B M T"], real_BT: Bool[Tensor, "B T"]) -> Float[Tensor, "N H"]:
         """A vector for each two frames of each clip that are `real`; the rest is silence behind a clip, which nobody hears."""
-        near_BDT = F.gelu(self.near(mel_BMT)) * real_BT[:, None]
-        x_BTD = rearrange(F.gelu(self.halve(near_BDT)), "b d t -> b t d")
+        near_BDT = F.gelu(self.near(mel_BMT))
+        x_BTD = rearrange(F.gelu(self.halve(near_BDT)), "b d t -> b t d")  # each reads an even frame and its neighbours: none behind a clip
         x_BTD = x_BTD + waves(x_BTD.shape[1], x_BTD.shape[2]).to(x_BTD)
         heard_BT = real_BT[:, ::2]
         for block in self.blocks:

@@ -150,7 +150,8 @@ def main() -> None:
     parser.add_argument("--window", type=int, nargs="*", default=[4, 8, 16])
     o = parser.parse_args()
     gpt, rows = mmgpt.load(o.checkpoint), load_emoji(o.data)
-    guidance = gpt.ports["image"].guidance
+    guidance, sampling, (_, height, width) = gpt.ports["image"].guidance, gpt.ports["image"].sampling, gpt.ports["image"].grid
+    assert sampling.temperature > 0 and not sampling.top_k and sampling.top_p == 1, "drawn otherwise than this script draws"
     concepts = seen_concepts(rows, o.num)
     prompts = [
         drawing_prompt(row.label, row.style) for row in one_of_each(concepts, [row for row in training_rows(rows) if row.label in set(concepts)])
@@ -169,7 +170,6 @@ def main() -> None:
     for stagger in [0, *o.stagger] if o.stagger else []:
         figures = evaluate_drawing(Staggered(gpt, stagger) if stagger else gpt, rows, judge, [guidance], num=o.num)
         found = {exam: figures[exam][f"guidance_{guidance:g}"]["top5"] for exam in ("seen", "unseen_combinations")}
-        height, width = pictures.height, pictures.width
         print(
             f"{f'stagger {stagger}' if stagger else 'one by one':12} {(height - 1) * (stagger or width) + width:3} passes   top five {found}",
             flush=True,

@@ -47,6 +47,8 @@ def load_speech(place: str | Path) -> list[Speech]:
             table = parquet.read_table(file, columns=list(COLUMNS))
         except (ArrowException, OSError, KeyError) as error:
             raise DataError(f"{str(file)!r} cannot be read ({str(error).splitlines()[0]}): {remedy}") from error
+        if not all(isinstance(seconds, float) and seconds > 0 for seconds in table.column("seconds").to_pylist()):
+            raise DataError(f"{str(file)!r} has clips without a length in its column seconds: {remedy}")
         rows += [Speech(row["audio"]["bytes"], *(row[name] for name in COLUMNS[1:])) for row in table.to_pylist()]
     return rows
 

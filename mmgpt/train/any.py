@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -14,7 +15,6 @@ from mmgpt.data.footage import Clip
 from mmgpt.data.speech import Speech, masked, varied
 from mmgpt.encoders.places import on_grid
 from mmgpt.encoders.video import VideoEncoder
-from mmgpt.encoders.whisper import HIDDEN
 from mmgpt.errors import TrainingError
 from mmgpt.model import GPT
 from mmgpt.pack import Document
@@ -103,17 +103,26 @@ def clip_codes(gpt: GPT, clips: Sequence[Clip]) -> list[np.ndarray]:
 def clip_sights(gpt: GPT, clips: Sequence[Clip]) -> list[np.ndarray]:
     """What the image encoder sees in all frames of each clip: for eyes that stay as they are, which then look but once."""
     encoder = gpt.ports["video"].encoder
-    return coded(encoder.image, [clip.stored for clip in clips], lambda n: encoder.seen(encoder.prepare(clips[n].video)).half().numpy(), "sights")
+    return coded(encoder.image, [clip.stored for clip in clips], lambda n: kept(encoder.seen(there(encoder.prepare(clips[n].video), gpt))), "sights")
 
 
 def speech_heard(gpt: GPT, rows: Sequence[Speech]) -> list[np.ndarray]:
     """What the sound encoder's tower hears in each clip: for ears that stay as they are, which then listen but once."""
     encoder = gpt.ports["audio"].encoder
+    short = [row for row in rows if fits(gpt, row)]
+    found = iter(
+        coded(encoder.tower, [row.audio for row in short], lambda n: kept(encoder.heard(there(encoder.prepare(short[n].sound), gpt))), "heard")
+    )
+    return [next(found) if fits(gpt, row) else np.zeros((0, 1), np.float16) for row in rows]
 
-    def vectors(n: int) -> np.ndarray:
-        return encoder.heard(encoder.prepare(rows[n].sound)).half().numpy() if fits(gpt, rows[n]) else np.zeros((1, 2 * HIDDEN), np.float16)
 
-    return coded(encoder.tower, [row.audio for row in rows], vectors, "heard")
+def there(prepared: Prepared, gpt: GPT) -> Prepared:
+    """The same where the model is."""
+    return replace(prepared, values_NF=prepared.values_NF.to(gpt.device), place_N3=prepared.place_N3.to(gpt.device))
+
+
+def kept(vectors: Tensor) -> np.ndarray:
+    return vectors.half().cpu().numpy()
 
 
 class Heard(nn.Module):

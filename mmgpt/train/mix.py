@@ -40,8 +40,8 @@ class MixTask:
 
     `hide`: half of the documents that write codes are learned with up to this share of their codes hidden from the codes behind them. A code
     follows from its neighbours almost without the words, so that words are learned late; hidden neighbours leave only the words.
-    `swap`: this share of what is written in a grid is shown codes of another's in place of its own, all up to one of them or scattered: what was
-    begun wrongly, as it will be when the model writes by itself, comes right by the words alone.
+    `swap`: this share of what is written in a grid is shown codes of another's of its batch (or part of one) in place of its own, all up to one of
+    them or scattered: what was begun wrongly, as it will be when the model writes by itself, comes right by the words alone.
     """
 
     def __init__(

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from mmgpt.errors import TrainingError
 from mmgpt.train.recipe import Job, Words, device_of, emoji_item, freeze, pixels
 from mmgpt.train.settings import Settings
 
@@ -92,7 +93,7 @@ class AnyOptions:
     ears: str = ""  # a folder that the recipe `ears` made: its encoder instead of a new one
     ear_blocks: int = 4  # the first so many of Whisper's
     moves: float = 0.3  # this share of clips is described by how they move alone
-    ear_rate: float = 0.5  # an encoder with blocks, which has learned before, learns so much slower than the rest
+    ear_rate: float = 0.5  # what has learned to hear before (a tower, or an encoder with blocks) learns so much slower than the rest
     drop: float = 0.1
     hide: float = 0.0
     swap: float = 0.0  # this share of drawings and clips is shown codes of another one, and learns to come right
@@ -121,21 +122,35 @@ def any_to_any(options: AnyOptions, settings: Settings, words: Words) -> Job:
     from mmgpt.train.sound import load_codec
 
     torch.manual_seed(settings.seed)
+    if options.encoder == "whisper" and (options.ears or not 0 <= options.ear_blocks <= 4):
+        raise TrainingError(
+            f"encoder=whisper, ears={options.ears!r}, ear_blocks={options.ear_blocks}: ears are Whisper's then; 0 to 4 blocks, no ears="
+        )
     model, heard = load(options.init), load_ears(options.ears) if options.ears else None
+    had = model.config.audio
+    asked = {"encoder": options.encoder, "ear_blocks": options.ear_blocks}
+    if (
+        had
+        and "codec" not in words
+        and any(name in words and asked[name] != own for name, own in (("encoder", had.encoder), ("ear_blocks", had.blocks)))
+    ):
+        raise TrainingError(f"{asked}, but {options.init} hears by {had.encoder} of {had.blocks} blocks: name codec= too, and sound begins anew")
     if model.config.audio is None or "codec" in words:
         codec = load_codec(options.codec)
         blocks = len(heard.encoder.blocks) if heard else options.ear_blocks if options.encoder == "whisper" else 0
         audio = SoundConfig(codec.config, options.encoder, options.seconds, blocks=blocks)
         video = VideoConfig(options.frames, options.side, float(options.frames))
         model = build_from(model, replace(model.config, audio=audio, video=video, max_length=options.max_length), codec)
-        if options.encoder == "whisper":
+        if options.encoder == "whisper" and (had is None or had.encoder != "whisper"):
             model.encoders["audio"].tower.fill()
     if heard:
         model.encoders["audio"].load_state_dict(heard.encoder.state_dict())
     freeze(model, options.frozen)
     model.to(device_of(options.device)).train()
     model.rates = {"encoders.image.tower": 0.2} if model.config.tower else {}
-    if heard or model.config.audio.blocks:
+    if hasattr(model.encoders["audio"], "tower"):
+        model.rates["encoders.audio.tower"] = options.ear_rate
+    elif heard or model.config.audio.blocks:
         model.rates["encoders.audio"] = options.ear_rate
     chosen = training_rows(load_emoji(options.data), model.config.left_out or None)
     mix = Mix(options.captions, options.draws, options.drop, strength=options.strength)

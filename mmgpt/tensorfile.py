@@ -8,9 +8,10 @@ import math
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmgpt.errors import CheckpointError
 
@@ -109,3 +110,18 @@ def extent_of(entry: Mapping, base: int, place: str) -> Extent:
     if dtype is None or not all(isinstance(n, int) and n >= 0 for n in (begin, end, *shape)) or math.prod(shape) * dtype.itemsize != end - begin:
         raise CheckpointError(f"{place}: a tensor of {entry['dtype']} {list(shape)} in {end - begin} bytes: its header is damaged; {AGAIN}")
     return Extent(base + begin, end - begin, dtype, shape)
+
+
+def fill(network: nn.Module, path: str | Path, whose: str, remedy: str) -> None:
+    """Weights that a script of ours made of a public package, of a file that holds those of the network; CheckpointError says how to get them."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise CheckpointError(f"the weights of {whose} are not at {path}: {remedy}")
+    try:
+        found = load_file(path)
+        network.load_state_dict({name: found[name] for name in network.state_dict()})
+    except (SafetensorError, RuntimeError, KeyError) as error:
+        raise CheckpointError(f"{path} does not hold the weights of {whose}: delete it and {remedy}") from error

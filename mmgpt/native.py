@@ -66,13 +66,15 @@ class SoundConfig:
 
 @dataclass(frozen=True)
 class VideoConfig:
-    """`frames` of `side` pixels are written and shown `fps` a second; as many are read, each as a picture is."""
+    """`frames` of `side` pixels are written and shown `fps` a second; as many are read, each as a picture is, and what moved between them by a
+    network of `changes` channels."""
 
     frames: int = 6
     side: int = 64
     fps: float = 6.0
     temperature: float = 0.3
     guidance: float = 1.0
+    changes: int = 0
 
     def __post_init__(self):
         if not (1 <= self.frames <= 1000 and 1 <= self.side <= MAX_SIDE and 0 < self.fps <= 1000):
@@ -184,7 +186,7 @@ def video_port(config: VideoConfig, codec: ImageCodec, image: PatchEncoder, code
     opened, closed = (ids.take().start for _ in range(2))
     return Port(
         Video,
-        VideoEncoder(image, config.frames, shared=True),
+        VideoEncoder(image, config.frames, shared=True, changes=config.changes),
         VectorsLayout(opened, closed),
         VideoCodec(codec, config.side, config.frames, config.fps),
         CodesLayout(opened, codes, closed),

@@ -319,12 +319,16 @@ def test_codes_are_kept_for_the_same_files_and_codec(tmp_path, monkeypatch):
     assert len(opened) == 5 + 4 + 4 and len(list(tmp_path.iterdir())) == 3 and recipe.coded(codec, [], encode, "speech") == []
 
 
-def test_clips_that_were_seen_before_are_read_as_if_they_were_seen_now(tmp_path, monkeypatch):
+@pytest.mark.parametrize("changes", [0, 8])
+def test_clips_that_were_seen_before_are_read_as_if_they_were_seen_now(changes, tmp_path, monkeypatch):
     from mmgpt.data.footage import load_clips
     from mmgpt.train import any as recipe
 
     monkeypatch.setattr(recipe, "CODES", tmp_path)
-    clips, gpt = load_clips(Path(__file__).parent / "data" / "clips3.parquet"), any_gpt()
+    clips, base = load_clips(Path(__file__).parent / "data" / "clips3.parquet"), any_gpt()
+    gpt = build_from(base, replace(base.config, video=replace(base.config.video, changes=changes)))
+    if changes:
+        torch.nn.init.normal_(gpt.encoders["video"].changes.network[-1].weight)
     kept = set(gpt.state_dict())
     (fresh, _), (known, _) = (recipe.clip_directions(gpt, clips, [], (1, 0), 0.1, sights) for sights in ([], recipe.clip_sights(gpt, clips)))
     assert set(gpt.state_dict()) == kept
@@ -333,7 +337,8 @@ def test_clips_that_were_seen_before_are_read_as_if_they_were_seen_now(tmp_path,
         vectors = [gpt.embed(stream) for stream in streams]
         assert gap(*vectors) < 2e-3 and (streams[0].ids_BT == streams[1].ids_BT).all()
         vectors[1].sum().backward()
-    assert gpt.encoders["video"].time.weight.grad.any()
+    learned = [gpt.encoders["video"].time, *([gpt.encoders["video"].changes.network[0]] if changes else [])]
+    assert all(part.weight.grad.any() for part in learned)
     assert all(p.grad is None for p in gpt.encoders["image"].parameters())
 
 

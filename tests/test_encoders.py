@@ -373,3 +373,37 @@ def test_video_reads_its_frames_through_a_convolutional_encoder_too():
         assert gap(encoder(join(clips)), torch.cat([encoder(one) for one in clips])) < 1e-5
         still = encoder.image(encoder.image.prepare(clip(3).frames[1]))
         assert gap(encoder(clips[0])[len(still) : 2 * len(still)], still + encoder.time.weight[1]) < 1e-5
+
+
+def moved_encoder() -> VideoEncoder:
+    """One whose network for what moved says something: it begins silent."""
+    torch.manual_seed(0)
+    encoder = VideoEncoder(PatchEncoder(32, 8), 5, changes=8)
+    stirred(encoder.changes)
+    return encoder
+
+
+def test_what_moved_is_the_clip_s_own_and_no_other_s():
+    """Clips of two sizes, together and alone; the first frame of a clip follows none."""
+    encoder = moved_encoder()
+    with torch.no_grad():
+        clips = [encoder.prepare(one) for one in (clip(3), clip(2, 16, 8, 9), clip(4, seed=3))]
+        assert gap(encoder(join(clips)), torch.cat([encoder(one) for one in clips])) < 1e-5
+        still = Video(clip(1).frames * 3, 6.0)
+        seen_THD = encoder.changed(encoder.prepare(still)).view(3, -1, 32)
+        assert gap(seen_THD[0], seen_THD[1]) < 1e-6 and gap(seen_THD[0], seen_THD[2]) < 1e-6
+        there_THD = encoder.changed(clips[0]).view(3, -1, 32)
+        back_THD = encoder.changed(encoder.prepare(Video(clip(3).frames[::-1], 6.0))).view(3, -1, 32)
+        assert gap(there_THD[1], back_THD[1]) > 1e-2  # the same frame, come from elsewhere
+
+
+def test_changes_are_learned_and_begin_silent():
+    encoder = VideoEncoder(PatchEncoder(32, 8), 5, changes=8)
+    prepared = encoder.prepare(clip(3))
+    assert not encoder.changed(prepared).any()
+    encoder = moved_encoder()
+    encoder(prepared).square().sum().backward()
+    assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in encoder.changes.parameters())
+    for patch, channels in ((12, 8), (2, 8), (8, 12)):
+        with pytest.raises(InputError, match=f"changes in {channels} channels, patches of {patch} pixels"):
+            VideoEncoder(PatchEncoder(32, patch), 5, changes=channels)

@@ -137,14 +137,17 @@ class Heard(nn.Module):
 
 
 class Seen(nn.Module):
-    """In the place of a video encoder, for clips that its eyes have seen before: only the times of frames are still added, and learned."""
+    """In the place of a video encoder, for clips that its eyes have seen before: what they saw, and behind it the pixels (where changes are read).
+    The times of frames, and what moved, are still learned."""
 
     def __init__(self, encoder: VideoEncoder):
         super().__init__()
         object.__setattr__(self, "encoder", encoder)  # its weights are the encoder's, and saved with it
 
     def forward(self, prepared: Prepared, /) -> Float[Tensor, "N D"]:
-        return self.encoder.timed(prepared.values_NF.to(self.encoder.time.weight.dtype), prepared)
+        width = self.encoder.time.weight.shape[1]
+        seen_ND, pixels_NF = prepared.values_NF.to(self.encoder.time.weight.dtype).tensor_split([width], 1)
+        return self.encoder.timed(seen_ND, replace(prepared, values_NF=pixels_NF))
 
 
 @torch.no_grad()
@@ -193,8 +196,10 @@ def clip_directions(
     def watched(item: int) -> Written:
         if not sights:
             return port.reads.write(port.encoder.prepare(clips[item].video), "video")
-        grid = (len(sights[item]) // (rows * columns), rows, columns)
-        return port.reads.write(on_grid(torch.from_numpy(sights[item]), grid), "sights")
+        seen_ND = torch.from_numpy(sights[item])
+        if port.encoder.changes is not None:
+            seen_ND = torch.cat([seen_ND, port.encoder.prepare(clips[item].video).values_NF], 1)
+        return port.reads.write(on_grid(seen_ND, (len(seen_ND) // (rows * columns), rows, columns)), "sights")
 
     def describe(item: int, generator: torch.Generator) -> Document:
         alone = float(torch.rand((), generator=generator)) < moves

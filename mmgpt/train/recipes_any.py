@@ -16,6 +16,7 @@ class SpeechCodecOptions:
     data: str = "speech"
     out: str = "runs/speech-codec"
     resume: str = "false"
+    voice: str = ""  # learn this one alone; fewer codes are enough then
     hop: int = 640  # samples of a frame: 25 frames a second
     quantizers: int = 2
     levels: tuple = (4, 4, 4, 4, 4, 4)
@@ -35,7 +36,7 @@ def speech_codec(options: SpeechCodecOptions, settings: Settings, words: Words) 
     torch.manual_seed(settings.seed)
     shape = {name: getattr(options, name) for name in ("hop", "quantizers", "levels", "width", "blocks", "fine")}
     codec = AudioCodec(AudioCodecConfig(**shape)).to(device_of(options.device))
-    samples = long_sound(row.sound for row in of(load_speech(options.data), "train"))
+    samples = long_sound(row.sound for row in of(load_speech(options.data), "train", options.voice))
     return Job(SoundTask(codec, samples, options.batch_size, options.seconds, settings.seed), settings, options.out, options.resume)
 
 
@@ -89,6 +90,7 @@ class AnyOptions:
     seconds: float = 6.0
     frames: int = 6
     side: int = 64  # pixels of the frames that are written
+    changes: int = 0  # channels of a network that reads what moved between frames; 0: frames alone
     encoder: str = "mel"  # or frames, or whisper (tools/convert_ears.py fetches it)
     ears: str = ""  # a folder that the recipe `ears` made: its encoder instead of a new one
     ear_blocks: int = 4  # the first so many of Whisper's
@@ -139,7 +141,7 @@ def any_to_any(options: AnyOptions, settings: Settings, words: Words) -> Job:
         codec = load_codec(options.codec)
         blocks = len(heard.encoder.blocks) if heard else options.ear_blocks if options.encoder == "whisper" else 0
         audio = SoundConfig(codec.config, options.encoder, options.seconds, blocks=blocks)
-        video = VideoConfig(options.frames, options.side, float(options.frames))
+        video = VideoConfig(options.frames, options.side, float(options.frames), changes=options.changes)
         model = build_from(model, replace(model.config, audio=audio, video=video, max_length=options.max_length), codec)
         if options.encoder == "whisper" and (had is None or had.encoder != "whisper"):
             model.encoders["audio"].tower.fill()

@@ -11,6 +11,7 @@ A script lists, slot by slot, which ids may stand there. Everything is read off 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 
@@ -130,8 +131,21 @@ def framed(grid: Grid, before: int, row_ends: bool, after: int) -> np.ndarray:
     return np.concatenate([line(before), inner, line(after) + far]).astype(np.int64)
 
 
+class OneWay:
+    """A layout that has one script for each size."""
+
+    def scripts(self, grid: Grid) -> tuple[Script, ...]:
+        """All the ways in which a segment of this size may be written."""
+        return (self.script(grid),)
+
+    def step(self, grid: Grid) -> tuple[int, int]:
+        """(codes of which something new can be shown, how often they come): rows of a picture, frames of a video."""
+        frames, rows, columns = grid
+        return (columns, rows) if frames == 1 else (rows * columns, frames)
+
+
 @dataclass(frozen=True)
-class TextLayout:
+class TextLayout(OneWay):
     """text: one slot an id, then `end` (None: nothing marks the end, the caller stops). Causal.
 
     `other_ends` end a written text too (Llama 3's turn ends); without `end_given` only a text that is learned has an end, so
@@ -171,7 +185,7 @@ class TextLayout:
 
 
 @dataclass(frozen=True)
-class CodesLayout:
+class CodesLayout(OneWay):
     """A grid of a codec's codes: begin, size, start, rows, end. Causal in code order. All but `codes` may be absent.
 
     Emu3:     begin "H*W" start  H x (W codes, row_end)  end_codes end
@@ -244,7 +258,7 @@ class CodesLayout:
 
 
 @dataclass(frozen=True)
-class FramesLayout:
+class FramesLayout(OneWay):
     """Frames of `quantizers` codes each, as many as it takes (sound): each quantizer has ids of its own. Causal.
 
     begin  a b  a b  ...  a b  end      `ids`: end, all a's, all b's; `end` may come wherever a frame may, but for the first one
@@ -300,6 +314,95 @@ class FramesLayout:
 
     def id_of(self, code: int) -> int:
         return self.end + 1 + code
+
+
+@dataclass(frozen=True)
+class SpritesLayout:
+    """Shots: a picture of rows x columns codes, framed as a picture is, then a few codes for each frame in which it is shown. Causal.
+
+    begin  open codes close  f f f  g g g g  g g g g  ...  [cut  open codes close  f f f  g g g g  ...]  end
+
+    `first` (f) and `later` (g) count the ids of each slot of a shot's first frame and of its others. `ids`: the picture's codes, those of the
+    frames, slot by slot, and `cut`, with which one more shot may begin wherever a frame may. A grid is (frames, rows, columns).
+    """
+
+    begin: int
+    open: int
+    close: int
+    ids: Span
+    end: int
+    rows: int
+    columns: int
+    first: tuple[int, ...]
+    later: tuple[int, ...]
+
+    def __post_init__(self):
+        if self.num_pictures < 2 or not self.first or not self.later or min((*self.first, *self.later)) < 2:  # a single id is no choice
+            raise InputError(f"{len(self.ids)} ids for frames of {self.first} and {self.later} codes: 2 at least for each, and one to cut")
+
+    @property
+    def num_pictures(self) -> int:
+        """Codes of pictures."""
+        return len(self.ids) - sum(self.first) - sum(self.later) - 1
+
+    @property
+    def cut(self) -> int:
+        return self.ids.stop - 1
+
+    def slots(self, counts: Sequence[int], start: int) -> list[Span]:
+        """The ids of each slot of a frame."""
+        return [Span(start + sum(counts[:n]), start + sum(counts[: n + 1])) for n in range(len(counts))]
+
+    @lru_cache(maxsize=256)  # noqa: B019
+    def script(self, grid: Grid, cut: int = 0) -> Script:
+        """One shot, or two of which the second begins with frame number `cut`."""
+        frames, rows, columns = grid
+        if frames < 1 or not 0 <= cut < frames or (rows, columns) != (self.rows, self.columns):
+            raise InputError(f"{grid} codes, cut at {cut}, cannot be written by this layout: use (frames, {self.rows}, {self.columns}), cut between")
+        start = self.ids.start + self.num_pictures
+        first, later = self.slots(self.first, start), self.slots(self.later, start + sum(self.first))
+        codes = Span(self.ids.start, start)
+        steps: list[int | Span] = [self.begin]
+        places = [line(1)]
+        for number, count in enumerate([cut, frames - cut] if cut else [frames]):
+            shown = [*first, *later * (count - 1)]
+            picture = framed((1, rows, columns), 1, False, 1)
+            at = int(places[-1].max()) + 1 + (number > 0)
+            steps += [*([self.cut] if number else []), self.open, *[codes] * (rows * columns), self.close, *shown]
+            places += [*([line(1) + at - 1] if number else []), picture + at, line(len(shown)) + at + int(picture.max()) + 1]
+        places.append(line(1) + int(places[-1].max()) + 1)
+        return script([*steps, self.end], np.concatenate(places), grid)
+
+    def scripts(self, grid: Grid) -> tuple[Script, ...]:
+        return tuple(self.script(grid, cut) for cut in range(grid[0]))
+
+    def step(self, grid: Grid) -> tuple[int, int]:
+        return self.rows * self.columns, 2  # what it is that will move, then how it does
+
+    def write(self, codes: np.ndarray, learn: bool = False) -> Written:
+        codes = np.asarray(codes)
+        if not np.issubdtype(codes.dtype, np.integer) or codes.ndim != 1:
+            raise InputError(f"codes of type {codes.dtype} and shape {codes.shape}: pass whole numbers, one after the other")
+        frames = self.frames_of(codes)
+        written = self.script((sum(frames), self.rows, self.columns), frames[0] if len(frames) > 1 else 0).write(codes + self.ids.start, learn)
+        written.choice_N[written.ids_N == self.cut] = True  # where a head wrote a frame it also chose not to cut
+        return written
+
+    def frames_of(self, codes: np.ndarray) -> list[int]:
+        """How many frames each shot has."""
+        seen = codes < self.num_pictures
+        begins = [*np.flatnonzero(seen & ~np.concatenate([[False], seen[:-1]])).tolist(), len(codes)]
+        shown = [end - begin - self.rows * self.columns - len(self.first) for begin, end in pairwise(begins)]
+        if not 1 <= len(shown) <= 2 or any(count < 0 or count % len(self.later) for count in shown):
+            raise InputError(f"{len(codes)} codes of {len(shown)} shots: use 1 or 2, of whole pictures and frames")
+        return [1 + count // len(self.later) for count in shown]
+
+    def codes(self, ids: np.ndarray, grid: Grid) -> np.ndarray:
+        """Ids of the open slots -> codes, one after the other."""
+        return ids - self.ids.start
+
+    def id_of(self, code: int) -> int:
+        return self.ids.start + code
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Settings -> a whole model in our own format: text and pictures, sound and video if asked for, one decoder; and its checkpoint folder.
 
-ids     text ids, END | BEGIN, picture begin, picture end | picture codes | sound begin, sound end | sound END, codes | video begin, video end
+ids     text ids, END | BEGIN, picture begin, picture end | picture codes, those of sprites |
+        sound begin, sound end | sound END, codes | video begin, video end
 text    ids END
 picture, read      begin  patches  end     (the patches read each other)
 picture, written   begin  codes    end     (causal, in reading order)
@@ -8,6 +9,7 @@ sound, read        begin  frames   end     (causal)
 sound, written     begin  codes    END     (causal, as many frames as it takes)
 video, read        begin  patches of all frames  end     (the patches read each other)
 video, written     begin  codes of all frames    end     (causal: a frame reads those before it)
+         or        begin  a picture, how it stands in each frame  end
 """
 
 import json
@@ -22,22 +24,24 @@ from torch import Tensor
 from mmgpt.checkpoint import load_exactly, match, parsed, read_folder, write_folder
 from mmgpt.decoders.audio_codec import AudioCodec, AudioCodecConfig, SoundCodec
 from mmgpt.decoders.image_codec import ImageCodec, ImageCodecConfig, PictureCodec
+from mmgpt.decoders.sprite_codec import FIRST, LATER, SpriteCodec
 from mmgpt.decoders.transformer import DecoderConfig
 from mmgpt.decoders.video_codec import VideoCodec
 from mmgpt.encoders.audio import FrameEncoder, MelEncoder
-from mmgpt.encoders.image import TOWERS, PatchEncoder, square_encoder
+from mmgpt.encoders.image import TOWERS, square_encoder
 from mmgpt.encoders.text import TextCodec
 from mmgpt.encoders.video import VideoEncoder
 from mmgpt.encoders.whisper import WhisperEncoder
 from mmgpt.errors import CheckpointError, InputError, MmgptError
 from mmgpt.generate.sampling import Sampling
-from mmgpt.layout import CodesLayout, FramesLayout, Span, TextLayout, VectorsLayout
+from mmgpt.layout import CodesLayout, FramesLayout, Span, SpritesLayout, TextLayout, VectorsLayout
 from mmgpt.model import GPT, Port
 from mmgpt.tensorfile import AGAIN
 from mmgpt.types import Audio, Video
 
 SOUND_ENCODERS = {"mel": MelEncoder, "frames": FrameEncoder, "whisper": WhisperEncoder}
 LAYERED = ("mel", "whisper")  # those that have `blocks`
+VIDEO_CODECS = ("frames", "sprites")
 MAX_SIDE = 4096  # pixels of a picture's side, as much as any picture may have that is opened
 
 
@@ -66,8 +70,8 @@ class SoundConfig:
 
 @dataclass(frozen=True)
 class VideoConfig:
-    """`frames` of `side` pixels are written and shown `fps` a second; as many are read, each as a picture is, and what moved between them by a
-    network of `changes` channels."""
+    """`frames` of `side` pixels are written and shown `fps` a second, each as a picture (`codec` frames), or as `sprites`: a picture of the thing
+    and how it stands in each. As many are read, each as a picture is, and what moved between them by a network of `changes` channels."""
 
     frames: int = 6
     side: int = 64
@@ -75,8 +79,11 @@ class VideoConfig:
     temperature: float = 0.3
     guidance: float = 1.0
     changes: int = 0
+    codec: str = "frames"
 
     def __post_init__(self):
+        if self.codec not in VIDEO_CODECS:
+            raise InputError(f"video codec {self.codec!r}: use one of {', '.join(VIDEO_CODECS)}")
         if not (1 <= self.frames <= 1000 and 1 <= self.side <= MAX_SIDE and 0 < self.fps <= 1000):
             raise InputError(f"frames={self.frames}, side={self.side}, fps={self.fps}: use 1 to 1000 frames, 1 to {MAX_SIDE} pixels, up to 1000 fps")
 
@@ -109,7 +116,7 @@ class NativeConfig:
             raise InputError(
                 f"picture={self.picture}, max_length={self.max_length}, max_text={self.max_text}: use 1 to {MAX_SIDE} pixels, lengths of at least 1"
             )
-        if self.video and any(side < 1 or self.video.side % side for side in self.codec.stride):
+        if self.video and self.video.codec == "frames" and any(side < 1 or self.video.side % side for side in self.codec.stride):
             raise InputError(f"video frames of {self.video.side} pixels in codes of {self.codec.stride}: use a side that they divide")
         if any(side < 1 or self.picture % side for side in sides):
             raise InputError(
@@ -157,10 +164,14 @@ def build(config: NativeConfig, text: TextCodec, codec: ImageCodec, sound: Audio
             guidance=config.guidance,
         ),
     }
+    if config.video and config.video.codec == "sprites":
+        shown = Span(codes.start, ids.take(sum(FIRST) + sum(LATER) + 1).stop)  # poses, and one to cut
+    else:
+        shown = codes
     if config.audio:
         ports["audio"] = sound_port(config.audio, sound, config.decoder.width, ids)
     if config.video:
-        ports["video"] = video_port(config.video, codec, ports["image"].encoder, codes, ids)
+        ports["video"] = video_port(config.video, codec, ports["image"], shown, ids)
     model = GPT(config.decoder, ports, ids.used, begin, config.max_length)
     model.config = config
     return model
@@ -181,16 +192,23 @@ def sound_port(config: SoundConfig, codec: AudioCodec, width: int, ids: Ids) -> 
     )
 
 
-def video_port(config: VideoConfig, codec: ImageCodec, image: PatchEncoder, codes: Span, ids: Ids) -> Port:
-    """Frames are pictures: seen by the same encoder, written in the same codes."""
+def video_port(config: VideoConfig, codec: ImageCodec, image: Port, codes: Span, ids: Ids) -> Port:
+    """Frames are seen as pictures are, and written in their codes: each frame, or the thing once and behind it how it stands in each."""
     opened, closed = (ids.take().start for _ in range(2))
+    if config.codec == "sprites":
+        written: VideoCodec | SpriteCodec = SpriteCodec(codec, image.codec.side, config.side, config.frames, config.fps)
+        _, rows, columns = image.grid
+        layout: CodesLayout | SpritesLayout = SpritesLayout(opened, image.writes.begin, image.writes.end, codes, closed, rows, columns, FIRST, LATER)
+    else:
+        written, layout = VideoCodec(codec, config.side, config.frames, config.fps), CodesLayout(opened, codes, closed)
+        rows, columns = (config.side // stride for stride in codec.config.stride)
     return Port(
         Video,
-        VideoEncoder(image, config.frames, shared=True, changes=config.changes),
+        VideoEncoder(image.encoder, config.frames, shared=True, changes=config.changes),
         VectorsLayout(opened, closed),
-        VideoCodec(codec, config.side, config.frames, config.fps),
-        CodesLayout(opened, codes, closed),
-        (config.frames, *(config.side // stride for stride in codec.stride)),
+        written,
+        layout,
+        (config.frames, rows, columns),
         sampling=Sampling(config.temperature),
         guidance=config.guidance,
     )

@@ -10,12 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
-from mmgpt.data.clips import FACTOR, MOTIONS, SPEEDS, TRAVEL, TURN, Pose, caption, drawn, in_order, moving, poses, thing_of, with_article
+from mmgpt.data.clips import FACTOR, MOTIONS, SPEEDS, TRAVEL, TURN, caption, in_order, moving, poses, with_article
 from mmgpt.data.emoji import load_emoji, picture
 from mmgpt.data.moving import open_video
 from mmgpt.data.sound import open_sound
+from mmgpt.decoders.sprite import Pose, course_of, drawn, thing_of
 from mmgpt.errors import InputError
-from mmgpt.evaluate.video import course_of, measured_motion, trend
+from mmgpt.evaluate.video import measured_motion, trend
 from mmgpt.types import Video
 
 DATA = Path(__file__).parent / "data"
@@ -125,7 +126,7 @@ def test_a_clip_follows_from_its_arguments(pictures):
 def test_how_far_things_move(pictures, speed):
     fast = SPEEDS.index(speed)
     for thing in pictures[:4]:
-        slide, grow, spin = (course_of(moving(thing, motion, 6, speed=speed)) for motion in ("down", "grow", "spin"))
+        slide, grow, spin = (course_of(moving(thing, motion, 6, speed=speed).frames) for motion in ("down", "grow", "spin"))
         assert trend(slide.y_T) == pytest.approx(TRAVEL[fast], abs=0.005) and trend(slide.x_T) == pytest.approx(0, abs=0.005)
         assert trend(grow.spread_T) == pytest.approx(np.log(FACTOR[fast]), abs=0.02)
         assert float(spin.turn_S.sum()) == pytest.approx(TURN[fast], abs=4)

@@ -187,7 +187,7 @@ def clips_of(motions) -> list[Clip]:
         content = io.BytesIO()
         video.frames[0].save(content, "WEBP", save_all=True, append_images=list(video.frames[1:]), duration=333, lossless=True)
         words = {"left": "a cat moving left", "grow": "a cat growing"}[motion]
-        found.append(Clip(content.getvalue(), words, ("cat",), motion, "test_combination"))
+        found.append(Clip(content.getvalue(), words, ("cat",), motion, "twemoji", "test_combination"))
     return found
 
 

@@ -4,15 +4,13 @@ A clip is the same forwards as the clip of the opposite motion backwards: "left"
 What a frame shows therefore tells next to nothing, only the order does. Place and size are drawn by `seed`, before the motion is looked at.
 """
 
-import math
 import random
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-import numpy as np
 from PIL import Image
 
-from mmgpt.data.pictures import as_rgb
+from mmgpt.decoders.sprite import Pose, Thing, drawn, thing_of
 from mmgpt.errors import InputError
 from mmgpt.types import Video
 
@@ -25,8 +23,6 @@ SPEEDS = ("slowly", "quickly")
 TRAVEL, FACTOR, TURN, HOLD = (0.1, 0.2), (1.25, 1.55), (90, 240), (3, 6)  # shares of the side, times, degrees, changes in a clip; by speed
 SIZES = (0.40, 0.58)  # of the side: the thing's longer edge, in the middle of the clip
 SECONDS = 2.0  # that a clip lasts, whatever the number of its frames
-FINE = 4  # each pixel is drawn as 4x4 smaller ones: motions by parts of a pixel, smooth edges
-INK = 12  # of 255: what is darker than white by more belongs to the thing
 
 BARE = frozenset(  # many of a thing, or no thing to be counted: without an article
     "fireworks|flower playing cards|Japanese dolls|admission tickets|performing arts|bowling|tennis|skis|rugby football|field hockey|ice hockey|"
@@ -38,37 +34,6 @@ BARE = frozenset(  # many of a thing, or no thing to be counted: without an arti
     "shopping bags|goggles|gloves|socks|ballet shoes|briefs|shorts|maracas|bubbles|crossed swords|chains|scissors|card index dividers|soap|dna|"
     "two hearts|revolving hearts|sweat droplets".split("|")
 )
-
-
-@dataclass(frozen=True)
-class Thing:
-    """A picture with what of it is no paper: the middle of its ink, and how far the ink reaches from there, all in its pixels."""
-
-    picture: Image.Image
-    x: float
-    y: float
-    left: float
-    up: float
-    right: float
-    down: float
-
-    @property
-    def edge(self) -> float:
-        return max(self.left + self.right, self.up + self.down)
-
-    @property
-    def radius(self) -> float:
-        return math.hypot(max(self.left, self.right), max(self.up, self.down))
-
-
-@dataclass(frozen=True)
-class Pose:
-    """Where the middle of the ink is, how long the longer edge is (both in pixels of the frame), turned clockwise by how many degrees."""
-
-    x: float
-    y: float
-    size: float
-    angle: float = 0.0
 
 
 def moving(picture: Image.Image, motion: str, frames: int = 8, side: int = 64, speed: str = "slowly", seed: int = 0) -> Video:
@@ -137,26 +102,6 @@ def poses(thing: Thing, motion: str, fast: int, frames: int, side: int, seed: in
 def between(low: float, high: float, share: float) -> float:
     """What does not fit (low > high) stands in the middle."""
     return (low + high) / 2 if low > high else low + (high - low) * share
-
-
-def thing_of(picture: Image.Image) -> Thing:
-    picture = as_rgb(picture)
-    ink = 255.0 - np.asarray(picture).min(2)
-    ink[ink < INK] = 0
-    rows, columns = np.flatnonzero(ink.any(1)), np.flatnonzero(ink.any(0))
-    if not len(rows):
-        raise InputError(f"a picture of {picture.width}x{picture.height} pixels, 0 of them darker than white: pass a thing on white")
-    y, x = (float((ink.sum(1 - axis) * (np.arange(ink.shape[axis]) + 0.5)).sum() / ink.sum()) for axis in (0, 1))
-    return Thing(picture, x, y, x - columns[0], y - rows[0], columns[-1] + 1 - x, rows[-1] + 1 - y)
-
-
-def drawn(thing: Thing, pose: Pose, side: int) -> Image.Image:
-    scale, angle = FINE * pose.size / thing.edge, math.radians(pose.angle)
-    a, b = math.cos(angle) / scale, math.sin(angle) / scale  # from the frame back to the picture
-    x, y = FINE * pose.x, FINE * pose.y
-    back = (a, b, thing.x - a * x - b * y, -b, a, thing.y + b * x - a * y)
-    large = thing.picture.transform((FINE * side,) * 2, Image.Transform.AFFINE, back, Image.Resampling.BICUBIC, fillcolor="white")
-    return large.reduce(FINE)
 
 
 def video(stills: Sequence[Image.Image | None], side: int) -> Video:

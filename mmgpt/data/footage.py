@@ -7,17 +7,18 @@ from mmgpt.data.moving import open_video
 from mmgpt.errors import DataError
 from mmgpt.types import Video
 
-COLUMNS = ("video", "text", "things", "motion", "split")
+COLUMNS = ("video", "text", "things", "motion", "style", "split")
 
 
 @dataclass(frozen=True)
 class Clip:
-    """One clip: the bytes of an animation, its words, the things in it and how they move."""
+    """One clip: the bytes of an animation, its words, the things in it and how they move, and who drew them."""
 
     stored: bytes = field(repr=False)
     text: str
     things: tuple[str, ...]
     motion: str
+    style: str
     split: str
 
     @property
@@ -37,4 +38,4 @@ def load_clips(path: str | Path) -> list[Clip]:
         rows = parquet.read_table(path, columns=list(COLUMNS)).to_pylist()
     except (ArrowException, OSError, KeyError) as error:
         raise DataError(f"{str(path)!r} cannot be read ({str(error).splitlines()[0]}): {remedy}") from error
-    return [Clip(row["video"]["bytes"], row["text"], tuple(row["things"]), row["motion"], row["split"]) for row in rows]
+    return [Clip(row["video"]["bytes"], row["text"], tuple(row["things"]), row["motion"], row["style"], row["split"]) for row in rows]

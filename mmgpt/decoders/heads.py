@@ -103,16 +103,17 @@ class MLPHead(Head):
 def rows_of(heads: Sequence[Head]) -> list[Tensor | None]:
     """What each head scores of a table that several share, cut by one operation: its gradient is written once, not once a head.
 
-    None for heads that must cut it themselves: those without a table, and those of whose rows some are others' too.
+    None for heads that must cut it themselves: those without a table, and all where there are several tables.
     """
     found: list[Tensor | None] = [None] * len(heads)
     order = [n for n, head in enumerate(heads) if isinstance(head, TableHead)]
-    spans = sorted({heads[n].ids for n in order})  # heads of the same ids share what is cut
-    if len({id(heads[n].table) for n in order}) != 1 or any(a.stop > b.start for a, b in pairwise(spans)):
+    if len({id(heads[n].table) for n in order}) != 1:
         return found
-    edges = [0, *(edge for span in spans for edge in (span.start, span.stop))]
     weight = heads[order[0]].table.weight
-    pieces = dict(zip(spans, weight.split([b - a for a, b in pairwise([*edges, len(weight)])])[1::2], strict=True))
+    edges = sorted({0, len(weight), *(edge for n in order for edge in (heads[n].ids.start, heads[n].ids.stop))})
+    pieces = dict(zip(edges, weight.split([b - a for a, b in pairwise(edges)]), strict=False))
+    spans = {heads[n].ids: [piece for edge, piece in pieces.items() if heads[n].ids.start <= edge < heads[n].ids.stop] for n in order}
+    rows = {span: torch.cat(parts) if len(parts) > 1 else parts[0] for span, parts in spans.items()}  # heads of the same ids share what is cut
     for n in order:
-        found[n] = pieces[heads[n].ids]
+        found[n] = rows[heads[n].ids]
     return found

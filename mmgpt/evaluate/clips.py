@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import torch
 from PIL import Image
 
-from mmgpt.data.clips import MOTIONS, thing_of
+from mmgpt.data.clips import MOTIONS
 from mmgpt.data.emoji import Emoji, picture, seen_concepts, training_rows
 from mmgpt.data.footage import Clip
+from mmgpt.decoders.sprite import thing_of
 from mmgpt.errors import DataError, InputError
 from mmgpt.evaluate.judge import Judge, means, top
 from mmgpt.evaluate.video import measured_motion

@@ -99,11 +99,11 @@ class Row:
         return [] if name is None else self.guidance[name].forms(parts, self.gpt.ports[name].unconditional)
 
     def check_length(self) -> None:
-        scripts = [self.gpt.ports[name].writes.script(size) for (name, _), size in zip(self.wanted, self.sizes, strict=True)]
-        if not all(length(branch.document) or Automaton(scripts[:1]).next().forced is not None for branch in self.branches):
+        ways = [self.gpt.ports[name].writes.scripts(size) for (name, _), size in zip(self.wanted, self.sizes, strict=True)]
+        if not all(length(branch.document) or Automaton(ways[0]).next().forced is not None for branch in self.branches):
             empty = "its unconditional form has" if length(self.branches[0].document) else "the request has"
             raise InputError(f"{empty} 0 positions to read, and this model opens a document with no id of its own: say more, or use guidance=1")
-        self.longest = max(length(branch.document) for branch in self.branches) + sum(len(script) for script in scripts)
+        self.longest = max(length(branch.document) for branch in self.branches) + sum(max(map(len, scripts)) for scripts in ways)
         if self.longest > self.gpt.max_length:
             raise LengthError(
                 f"{self.longest} positions to read and write, this model holds {self.gpt.max_length}: shorten the prompt or ask for less"
@@ -114,7 +114,7 @@ class Row:
     def open(self, name: str, sizes: Sequence[Grid]) -> None:
         """A segment begins."""
         self.name, self.port, self.head = name, self.gpt.ports[name], self.gpt.heads[name]
-        self.automaton = Automaton([self.port.writes.script(size) for size in sizes])
+        self.automaton = Automaton([script for size in sizes for script in self.port.writes.scripts(size)])
         self.sampling = self.request.sampling or self.port.sampling
         self.ids: list[int] = []
         self.told = 0  # of the segment: characters, or rows or frames of codes
@@ -206,7 +206,7 @@ class Row:
             return []
         room = self.gpt.max_length - max(length(branch.document) for branch in self.branches) - len(self.ids) - len(self.automaton.script)
         fits = {name: self.gpt.ports[name].writes.sizes or [self.gpt.ports[name].grid] for name in self.beginnings()}
-        fits = {name: [self.gpt.ports[name].writes.script(size) for size in sizes if size] for name, sizes in fits.items()}
+        fits = {name: [script for size in sizes if size for script in self.gpt.ports[name].writes.scripts(size)] for name, sizes in fits.items()}
         return [self.beginnings()[name] for name, scripts in fits.items() if scripts and max(map(len, scripts)) <= room]
 
     def value(self):
@@ -286,7 +286,7 @@ class Row:
             return
         script = self.automaton.script
         frames, rows, columns = script.grid
-        one, of = (columns, rows) if frames == 1 else (rows * columns, frames)
+        one, of = self.port.writes.step(script.grid)
         done = int(script.open_N[: len(self.ids)].sum()) // one
         if self.told < done < of:
             self.told = done

@@ -1,7 +1,7 @@
 """Pictures, speech and clips with their words -> the directions of a model that reads and writes them all."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -95,9 +95,14 @@ def speech_codes(gpt: GPT, rows: Sequence[Speech], voice: str | None) -> list[np
     return [next(found) if row.voice == voice else np.zeros((0, 1), np.int64) for row in rows]
 
 
-def clip_codes(gpt: GPT, clips: Sequence[Clip]) -> list[np.ndarray]:
+def clip_codes(gpt: GPT, clips: Sequence[Clip], pictures: Mapping[tuple[str, str], np.ndarray] | None = None) -> list[np.ndarray]:
+    """The codec's codes of all clips. `pictures`: the codes of things by (thing, artist); of sprites, what is seen is then better known than a
+    small frame shows it."""
     codec = gpt.ports["video"].codec
-    return coded(codec.picture.codec, [clip.stored for clip in clips], lambda n: codec.encode(clips[n].video), "clips")
+    found = coded(codec.picture.codec, [clip.stored for clip in clips], lambda n: codec.encode(clips[n].video), "clips")
+    if pictures is None or not hasattr(codec, "exchange"):
+        return found
+    return [codec.exchange(codes, [pictures.get((thing, clip.style)) for thing in clip.things]) for codes, clip in zip(found, clips, strict=True)]
 
 
 def clip_sights(gpt: GPT, clips: Sequence[Clip]) -> list[np.ndarray]:

@@ -90,6 +90,7 @@ class AnyOptions:
     seconds: float = 6.0
     frames: int = 6
     side: int = 64  # pixels of the frames that are written
+    video: str = "frames"  # each written as a picture; or sprites: what moves once, and how it stands in each frame
     changes: int = 0  # channels of a network that reads what moved between frames; 0: frames alone
     encoder: str = "mel"  # or frames, or whisper (tools/convert_ears.py fetches it)
     ears: str = ""  # a folder that the recipe `ears` made: its encoder instead of a new one
@@ -112,6 +113,7 @@ def still(part: torch.nn.Module) -> bool:
 
 
 def any_to_any(options: AnyOptions, settings: Settings, words: Words) -> Job:
+    from mmgpt.data.clips import SECONDS
     from mmgpt.data.emoji import load_emoji, training_rows
     from mmgpt.data.footage import load_clips
     from mmgpt.data.speech import load_speech, of
@@ -141,7 +143,7 @@ def any_to_any(options: AnyOptions, settings: Settings, words: Words) -> Job:
         codec = load_codec(options.codec)
         blocks = len(heard.encoder.blocks) if heard else options.ear_blocks if options.encoder == "whisper" else 0
         audio = SoundConfig(codec.config, options.encoder, options.seconds, blocks=blocks)
-        video = VideoConfig(options.frames, options.side, float(options.frames), changes=options.changes)
+        video = VideoConfig(options.frames, options.side, options.frames / SECONDS, changes=options.changes, codec=options.video)
         model = build_from(model, replace(model.config, audio=audio, video=video, max_length=options.max_length), codec)
         if options.encoder == "whisper" and (had is None or had.encoder != "whisper"):
             model.encoders["audio"].tower.fill()
@@ -158,10 +160,12 @@ def any_to_any(options: AnyOptions, settings: Settings, words: Words) -> Job:
     mix = Mix(options.captions, options.draws, options.drop, strength=options.strength)
     pictures = GPTTask(model, pixels(chosen), [emoji_item(row, options.skin_weight) for row in chosen], mix, left_out=model.config.left_out)
     speech = of(load_speech(options.speech), "train")
-    clips = [clip for clip in load_clips(options.clips) if clip.split == "train"]
+    drawn = {(row.label, row.style): codes for row, codes in zip(chosen, pictures.codes, strict=True) if not row.skin} if options.draws else None
+    known = {row.label for row in chosen}  # what is never drawn in training does not move there either
+    clips = [clip for clip in load_clips(options.clips) if clip.split == "train" and known.issuperset(clip.things)]
     hearing, watching = (options.transcribes, options.speaks), (options.describes, options.animates)
     said = speech_codes(model, speech, options.voice if options.speaks else None)
-    shown = clip_codes(model, clips if options.animates else [])
+    shown = clip_codes(model, clips if options.animates else [], drawn)
     eyes, ears = model.encoders["image"], getattr(model.encoders["audio"], "tower", None)
     sights = clip_sights(model, clips) if options.describes and still(eyes) else []
     vectors = speech_heard(model, speech) if options.transcribes and ears is not None and still(ears) else []

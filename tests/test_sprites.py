@@ -17,13 +17,13 @@ from mmgpt.data.emoji import load_emoji, picture
 from mmgpt.decoders.image_codec import ImageCodec, ImageCodecConfig
 from mmgpt.decoders.sprite import Pose, thing_of
 from mmgpt.decoders.sprite_codec import FIRST, LATER, SpriteCodec, codes_of, poses_of
-from mmgpt.errors import InputError
+from mmgpt.errors import InputError, LengthError
 from mmgpt.evaluate.video import measured_motion
 from mmgpt.generate.request import Preview
 from mmgpt.hub import load
 from mmgpt.layout import Automaton, Span, SpritesLayout, parse
 from mmgpt.native import VideoConfig, build_from, save
-from mmgpt.pack import pack
+from mmgpt.pack import length, pack
 from mmgpt.types import Part, Video
 
 LAYOUT = SpritesLayout(5, 6, 7, Span(20, 20 + 9 + 5 + 8 + 1), 8, 2, 3, (2, 3), (4, 2, 2))  # 9 codes of pictures
@@ -240,6 +240,20 @@ def test_a_model_writes_sprites(tmp_path):
     again = load(save(gpt, tmp_path / "model"))
     assert again.config == gpt.config and mmgpt.Engine(again).run(requests[:1])[0].ids == results[0].ids
     assert {name for name in gpt.state_dict() if ".video." in name} == {"encoders.video.time.weight"}
+
+
+def test_there_is_room_for_a_cut_or_it_is_refused():
+    """Whether the model cuts is not known before: the longer way must fit."""
+    gpt = sprites_gpt()
+    lengths = [len(way) for way in gpt.ports["video"].writes.scripts(gpt.ports["video"].grid)]
+    short, long = lengths[0], max(lengths)
+    read = length(gpt.write([Part("a cat")]))
+    gpt.max_length = read + long
+    mmgpt.Engine(gpt).run([mmgpt.Request(["a cat"], "video", guidance=1.0)])
+    gpt.max_length -= 1
+    assert short < long
+    with pytest.raises(LengthError, match=f"{read + long} positions to read and write, this model holds {read + long - 1}"):
+        mmgpt.Engine(gpt).run([mmgpt.Request(["a cat"], "video", guidance=1.0)])
 
 
 def test_what_will_move_is_shown_first():

@@ -15,7 +15,7 @@ import mmgpt
 from mmgpt.data.clips import MOTIONS, SPEEDS, in_order, moving
 from mmgpt.data.emoji import load_emoji, picture
 from mmgpt.decoders.image_codec import ImageCodec, ImageCodecConfig
-from mmgpt.decoders.sprite import Pose, thing_of
+from mmgpt.decoders.sprite import Pose, drawn, thing_of
 from mmgpt.decoders.sprite_codec import FIRST, LATER, SpriteCodec, codes_of, poses_of
 from mmgpt.errors import InputError, LengthError
 from mmgpt.evaluate.video import measured_motion
@@ -124,8 +124,8 @@ def test_what_is_not_there_is_not_drawn(exact):
     for frames in ([white] * 4, [disc], [disc, white, disc], [white, white, disc, disc]):
         back = exact.decode(exact.encode(Video(tuple(frames), 2.0)))
         assert len(back.frames) == len(frames)
-        drawn = [frame.getextrema() != ((255, 255),) * 3 for frame in back.frames]
-        assert drawn[1:] == [frame is disc for frame in frames][1:]  # a first frame shows what will come
+        seen = [frame.getextrema() != ((255, 255),) * 3 for frame in back.frames]
+        assert seen[1:] == [frame is disc for frame in frames][1:]  # a first frame shows what will come
     long = Video(tuple(disc for _ in range(50)), 25.0)
     assert len(exact.decode(exact.encode(long)).frames) == 6
 
@@ -148,6 +148,17 @@ def test_a_close_up_fills_the_picture(exact):
     (shown, poses), *_ = exact.shots(Video((picture_of("blue"),) * 4, 2.0))
     thing = thing_of(shown)
     assert 0.85 < thing.edge / 64 < 0.97 and poses[0].size == pytest.approx(thing_of(picture_of("blue")).edge / 64, abs=0.02)
+
+
+def test_what_turns_and_grows_is_shown_as_it_stood_at_first(exact, emoji40):
+    """Its largest frame would show it turned."""
+    thing = thing_of(next(picture(row) for row in load_emoji(emoji40) if row.label == "hammer"))
+    frames = tuple(drawn(thing, Pose(32, 32, 24 + 3 * t, 30 * t), 64) for t in range(5))
+    (shown, poses), *_ = exact.shots(Video(frames, 2.0))
+    assert [pose.angle for pose in poses] == pytest.approx([0, 30, 60, 90, 120], abs=4)
+    assert np.abs(np.array(shown, float) - np.array(exact.shots(Video(frames[:1], 2.0))[0][0], float)).mean() < 1
+    back = exact.decode(exact.encode(Video(frames, 2.0)))
+    assert max(np.abs(np.array(ours.reduce(2), float) - np.array(frame, float)).mean() for ours, frame in zip(back.frames, frames, strict=True)) < 9
 
 
 # --- the layout -------------------------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ video, written     begin  codes of all frames    end     (causal: a frame reads 
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from mmgpt.errors import CheckpointError, InputError, MmgptError
 from mmgpt.generate.sampling import Sampling
 from mmgpt.layout import CodesLayout, FramesLayout, Span, SpritesLayout, TextLayout, VectorsLayout
 from mmgpt.model import GPT, Port
-from mmgpt.tensorfile import AGAIN
+from mmgpt.tensorfile import AGAIN, rounded, whole
 from mmgpt.types import Audio, Video
 
 SOUND_ENCODERS = {"mel": MelEncoder, "frames": FrameEncoder, "whisper": WhisperEncoder}
@@ -233,9 +233,17 @@ def kind_of_pictures() -> type:
     return Image
 
 
-def save(model: GPT, folder: str | Path, weights: dict[str, Tensor] | None = None, card: str = "", dtype: torch.dtype | None = None) -> Path:
-    """The model as a checkpoint folder: weights (in `dtype` where given), codec, tokenizer, settings, model card."""
-    kept = {**model.state_dict(), **(weights or {})}
+def save(
+    model: GPT,
+    folder: str | Path,
+    weights: dict[str, Tensor] | None = None,
+    card: str = "",
+    dtype: torch.dtype | None = None,
+    eight: Sequence[str] = (),
+) -> Path:
+    """The model as a checkpoint folder: weights (in `dtype` where given, the matrices of the parts `eight` in 8 bits), codec, tokenizer,
+    settings, model card."""
+    kept = rounded({**model.state_dict(), **(weights or {})}, eight)
     kept = {name: t.to(dtype) if dtype and t.is_floating_point() else t for name, t in kept.items()}
     tensors = {"model.safetensors": kept}
     texts = {"config.json": json.dumps({"kind": "native", **asdict(model.config)}, indent=1), "tokenizer.json": model.ports["text"].codec.text()}
@@ -249,7 +257,7 @@ def load(folder: str | Path, device: torch.device | str = "cpu") -> GPT:
         if name not in texts:
             raise CheckpointError(f"{folder} has no {name}: it is no model; pass the folder of a finished model")
     config = config_from(parsed(texts["config.json"], f"{folder}: config.json"), folder)
-    text, found = TextCodec.from_text(texts["tokenizer.json"]), tensors.get("model.safetensors", {})
+    text, found = TextCodec.from_text(texts["tokenizer.json"]), whole(tensors.get("model.safetensors", {}), str(folder))
     fit(config, text, found, folder)
     model = build(config, text, *codecs_of(config))
     load_exactly(model, found, folder)

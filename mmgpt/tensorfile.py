@@ -6,7 +6,7 @@
 import json
 import math
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,6 +110,37 @@ def extent_of(entry: Mapping, base: int, place: str) -> Extent:
     if dtype is None or not all(isinstance(n, int) and n >= 0 for n in (begin, end, *shape)) or math.prod(shape) * dtype.itemsize != end - begin:
         raise CheckpointError(f"{place}: a tensor of {entry['dtype']} {list(shape)} in {end - begin} bytes: its header is damaged; {AGAIN}")
     return Extent(base + begin, end - begin, dtype, shape)
+
+
+# --- weights in 8 bits ------------------------------------------------------------------------------------------------------------------
+
+STEP = ".step"  # behind the name of a tensor of whole numbers: what 1 is worth in each of its rows
+
+
+def rounded(named: Mapping[str, Tensor], parts: Sequence[str]) -> dict[str, Tensor]:
+    """The matrices of these parts as 8 bits a weight, each row in steps of its own; the rest as it is."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in named.items():
+        if tensor.ndim < 2 or not tensor.is_floating_point() or not any(name == part or name.startswith(f"{part}.") for part in parts):
+            found[name] = tensor
+            continue
+        rows = tensor.detach().float().flatten(1)
+        step_R = (rows.abs().amax(1) / 127).clamp_min(torch.finfo(torch.float16).tiny).half()
+        found[name] = (rows / step_R.float()[:, None]).round().clamp(-127, 127).to(torch.int8).view(tensor.shape)
+        found[name + STEP] = step_R
+    return found
+
+
+def whole(found: Mapping[str, Tensor], place: str) -> dict[str, Tensor]:
+    """The other way: all that was rounded as float32."""
+    restored = {name: tensor for name, tensor in found.items() if not name.endswith(STEP)}
+    for name, step_R in found.items():
+        if name.endswith(STEP):
+            tensor = restored.get(name.removesuffix(STEP))
+            if tensor is None or tensor.dtype != torch.int8 or tensor.ndim < 2 or step_R.shape != tensor.shape[:1]:
+                raise CheckpointError(f"{place}: {name} {tuple(step_R.shape)} has no rows of 8 bits to belong to: {AGAIN}")
+            restored[name.removesuffix(STEP)] = (tensor.flatten(1).float() * step_R.float()[:, None]).view(tensor.shape)
+    return restored
 
 
 def fill(network: nn.Module, path: str | Path, whose: str, remedy: str) -> None:

@@ -344,3 +344,42 @@ def test_killed_at_any_moment(tmp_path, monkeypatch, owner, name):
         if not killed:
             break
     assert seen == {True, False}
+
+
+# --- weights in 8 bits ----------------------------------------------------------------------------------------------------------------
+
+
+def test_parts_in_8_bits_come_back_almost_as_they_were(tmp_path):
+    """Half a step of its row at most is lost, a quarter of the bytes of float32 is left; what is no matrix, or of no such part, stays."""
+    gpt = tiny_gpt()
+    with torch.no_grad():
+        gpt.decoder.blocks[0].mlp.down.weight[1] = 0  # a row of zeros
+        gpt.decoder.blocks[0].mlp.down.weight[2] *= 1000
+    folders = [save(gpt, tmp_path / name, dtype=torch.float16, eight=eight) for name, eight in (("half", ()), ("eight", ("decoder",)))]
+    half, eight = (mmgpt.load(folder).state_dict() for folder in folders)
+    assert half.keys() == eight.keys()
+    for name, tensor in gpt.state_dict().items():
+        if name.startswith("decoder.") and tensor.ndim > 1:
+            most = tensor.flatten(1).abs().amax(1, keepdim=True) / 127 * 0.51 + 1e-6
+            assert ((eight[name] - tensor).flatten(1).abs() <= most).all(), name
+        else:
+            assert torch.equal(eight[name], half[name]), name
+    sizes = [sum(file.stat().st_size for file in folder.iterdir()) for folder in folders]
+    matrices = sum(t.numel() for name, t in gpt.state_dict().items() if name.startswith("decoder.") and t.ndim > 1)
+    assert sizes[0] - sizes[1] > 0.8 * matrices
+
+
+@pytest.mark.parametrize("change", ["rows", "lost", "kind"])
+def test_steps_without_their_rows_are_refused(change, tmp_path):
+    folder = save(tiny_gpt(), tmp_path / "one", eight=("decoder",))
+    tensors, texts = read_folder(folder)
+    found = tensors["model.safetensors"]
+    name = next(name for name in found if name.endswith(".step"))
+    if change == "rows":
+        found[name] = found[name][1:]
+    elif change == "lost":
+        del found[name.removesuffix(".step")]
+    else:
+        found[name.removesuffix(".step")] = found[name.removesuffix(".step")].float()
+    with pytest.raises(CheckpointError, match="has no rows of 8 bits to belong to"):
+        mmgpt.load(write_folder(tmp_path / "two", tensors, texts))

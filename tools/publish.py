@@ -96,6 +96,7 @@ def main() -> None:
     parser.add_argument("--trained", required=True)
     parser.add_argument("--left-out", default="", help="the artist that it was trained without")
     parser.add_argument("--temperature", type=float, help="of pictures, where the caller names none")
+    parser.add_argument("--eight", default="", help="parts whose matrices are stored in 8 bits a weight, comma between them")
     parser.add_argument("--guidance", type=float, help="of pictures, where the caller names none")
     arguments = parser.parse_args()
     model = load(arguments.trained_model)
@@ -109,7 +110,7 @@ def main() -> None:
     kind = "any" if c.audio and c.video else "emoji"
     said = {name: words.format(**facts) for name, words in (ANY if kind == "any" else EMOJI).items()}
     card = CARD.format(**said, weights=facts["weights"], trained=arguments.trained, figures="\n\n".join(texts))
-    folder = save(model, arguments.target, card=card, dtype=torch.float16)
+    folder = save(model, arguments.target, card=card, dtype=torch.float16, eight=[part for part in arguments.eight.split(",") if part])
     size = sum(path.stat().st_size for path in folder.iterdir())
     print(f"{folder}: {size / 1e6:.1f} MB")
     if size > LIMITS[kind]:

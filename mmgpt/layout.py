@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
+from math import prod
 
 import numpy as np
 
@@ -131,12 +132,18 @@ def framed(grid: Grid, before: int, row_ends: bool, after: int) -> np.ndarray:
     return np.concatenate([line(before), inner, line(after) + far]).astype(np.int64)
 
 
-class OneWay:
-    """A layout that has one script for each size."""
+class WrittenLayout:
+    """What the layouts of all that is written have in common: one script for each size, unless they say otherwise."""
+
+    sizes: tuple[Grid, ...] = ()  # what may be generated; () = whatever the caller asks for
 
     def scripts(self, grid: Grid) -> tuple[Script, ...]:
         """All the ways in which a segment of this size may be written."""
         return (self.script(grid),)
+
+    def count(self, grid: Grid) -> int:
+        """How many codes a segment of this size has at most: known before a script is made."""
+        return prod(grid)
 
     def step(self, grid: Grid) -> tuple[int, int]:
         """(codes of which something new can be shown, how often they come): rows of a picture, frames of a video."""
@@ -145,7 +152,7 @@ class OneWay:
 
 
 @dataclass(frozen=True)
-class TextLayout(OneWay):
+class TextLayout(WrittenLayout):
     """text: one slot an id, then `end` (None: nothing marks the end, the caller stops). Causal.
 
     `other_ends` end a written text too (Llama 3's turn ends); without `end_given` only a text that is learned has an end, so
@@ -185,7 +192,7 @@ class TextLayout(OneWay):
 
 
 @dataclass(frozen=True)
-class CodesLayout(OneWay):
+class CodesLayout(WrittenLayout):
     """A grid of a codec's codes: begin, size, start, rows, end. Causal in code order. All but `codes` may be absent.
 
     Emu3:     begin "H*W" start  H x (W codes, row_end)  end_codes end
@@ -258,7 +265,7 @@ class CodesLayout(OneWay):
 
 
 @dataclass(frozen=True)
-class FramesLayout(OneWay):
+class FramesLayout(WrittenLayout):
     """Frames of `quantizers` codes each, as many as it takes (sound): each quantizer has ids of its own. Causal.
 
     begin  a b  a b  ...  a b  end      `ids`: end, all a's, all b's; `end` may come wherever a frame may, but for the first one
@@ -317,7 +324,7 @@ class FramesLayout(OneWay):
 
 
 @dataclass(frozen=True)
-class SpritesLayout:
+class SpritesLayout(WrittenLayout):
     """Shots: a picture of rows x columns codes, framed as a picture is, then a few codes for each frame in which it is shown. Causal.
 
     begin  open codes close  f f f  g g g g  g g g g  ...  [cut  open codes close  f f f  g g g g  ...]  end
@@ -374,7 +381,10 @@ class SpritesLayout:
         return script([*steps, self.end], np.concatenate(places), grid)
 
     def scripts(self, grid: Grid) -> tuple[Script, ...]:
-        return tuple(self.script(grid, cut) for cut in range(grid[0]))
+        return tuple(self.script(grid, cut) for cut in range(max(1, grid[0])))
+
+    def count(self, grid: Grid) -> int:
+        return 2 * (self.rows * self.columns + len(self.first)) + grid[0] * len(self.later)
 
     def step(self, grid: Grid) -> tuple[int, int]:
         return self.rows * self.columns, 2  # what it is that will move, then how it does
@@ -390,9 +400,7 @@ class SpritesLayout:
 
     def frames_of(self, codes: np.ndarray) -> list[int]:
         """How many frames each shot has."""
-        seen = codes < self.num_pictures
-        begins = [*np.flatnonzero(seen & ~np.concatenate([[False], seen[:-1]])).tolist(), len(codes)]
-        shown = [end - begin - self.rows * self.columns - len(self.first) for begin, end in pairwise(begins)]
+        shown = [end - begin - self.rows * self.columns - len(self.first) for begin, end in shots_of(codes, self.num_pictures)]
         if not 1 <= len(shown) <= 2 or any(count < 0 or count % len(self.later) for count in shown):
             raise InputError(f"{len(codes)} codes of {len(shown)} shots: use 1 or 2, of whole pictures and frames")
         return [1 + count // len(self.later) for count in shown]
@@ -403,6 +411,13 @@ class SpritesLayout:
 
     def id_of(self, code: int) -> int:
         return self.ids.start + code
+
+
+def shots_of(codes: np.ndarray, num_pictures: int) -> list[tuple[int, int]]:
+    """Where each shot begins and ends: with the first code of a picture, behind codes that are none."""
+    seen = codes < num_pictures
+    begins = np.flatnonzero(seen & ~np.concatenate([[False], seen[:-1]])).tolist()
+    return [*pairwise([*begins, len(codes)])]
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ from mmgpt.errors import CheckpointError, InputError, MmgptError
 from mmgpt.generate.sampling import Sampling
 from mmgpt.layout import CodesLayout, FramesLayout, Span, SpritesLayout, TextLayout, VectorsLayout
 from mmgpt.model import GPT, Port
-from mmgpt.tensorfile import AGAIN, rounded, whole
+from mmgpt.tensorfile import AGAIN, STEP, restored, rounded, without_steps
 from mmgpt.types import Audio, Video
 
 SOUND_ENCODERS = {"mel": MelEncoder, "frames": FrameEncoder, "whisper": WhisperEncoder}
@@ -215,16 +215,30 @@ def video_port(config: VideoConfig, codec: ImageCodec, image: Port, codes: Span,
 
 
 def build_from(model: GPT, config: NativeConfig, sound: AudioCodec | None = None) -> GPT:
-    """A model of another config with all weights that both have: what the config adds is new, and so are ids behind those there were."""
+    """A model of another config with all weights that both have: what the config adds is new. Ids keep their vectors wherever they stand now."""
     if sound is None and "audio" in model.ports:
         sound = model.ports["audio"].codec.codec
     made = build(config, model.ports["text"].codec, model.codecs["image"].codec, sound)
     known, found = made.state_dict(), model.state_dict()
     kept = {name: t for name, t in found.items() if name in known and known[name].shape == t.shape}
-    rows = min(len(known["table.weight"]), len(found["table.weight"]))
-    kept["table.weight"] = torch.cat([found["table.weight"][:rows], known["table.weight"][rows:]])
+    old, new = spans_of(model), spans_of(made)
+    kept["table.weight"] = known["table.weight"].clone()
+    for name in old.keys() & new.keys():
+        count = min(len(old[name]), len(new[name]))
+        kept["table.weight"][new[name].start :][:count] = found["table.weight"][old[name].start :][:count]
     made.load_state_dict(kept, strict=False)
     return made
+
+
+def spans_of(model: GPT) -> dict[str, Span]:
+    """All ids of a model, by what they are for."""
+    found = {"begin": Span(model.begin, model.begin + 1)}
+    for name, port in model.ports.items():
+        found[name] = port.writes.ids
+        for kind, layout in (("reads", port.reads), ("writes", port.writes)):
+            single = {part: getattr(layout, part, None) for part in ("begin", "end", "open", "close")}
+            found |= {f"{name}, {kind}: {part}": Span(id, id + 1) for part, id in single.items() if id is not None}
+    return found
 
 
 def kind_of_pictures() -> type:
@@ -244,7 +258,7 @@ def save(
     """The model as a checkpoint folder: weights (in `dtype` where given, the matrices of the parts `eight` in 8 bits), codec, tokenizer,
     settings, model card."""
     kept = rounded({**model.state_dict(), **(weights or {})}, eight)
-    kept = {name: t.to(dtype) if dtype and t.is_floating_point() else t for name, t in kept.items()}
+    kept = {name: t.to(dtype) if dtype and t.is_floating_point() and not name.endswith(STEP) else t for name, t in kept.items()}
     tensors = {"model.safetensors": kept}
     texts = {"config.json": json.dumps({"kind": "native", **asdict(model.config)}, indent=1), "tokenizer.json": model.ports["text"].codec.text()}
     return write_folder(folder, tensors, texts | ({"README.md": card} if card else {}))
@@ -257,10 +271,10 @@ def load(folder: str | Path, device: torch.device | str = "cpu") -> GPT:
         if name not in texts:
             raise CheckpointError(f"{folder} has no {name}: it is no model; pass the folder of a finished model")
     config = config_from(parsed(texts["config.json"], f"{folder}: config.json"), folder)
-    text, found = TextCodec.from_text(texts["tokenizer.json"]), whole(tensors.get("model.safetensors", {}), str(folder))
-    fit(config, text, found, folder)
+    text, found = TextCodec.from_text(texts["tokenizer.json"]), tensors.get("model.safetensors", {})
+    fit(config, text, without_steps(found), folder)
     model = build(config, text, *codecs_of(config))
-    load_exactly(model, found, folder)
+    load_exactly(model, restored(found, str(folder)), folder)
     return model.to(device).eval()
 
 

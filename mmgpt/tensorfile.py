@@ -120,27 +120,35 @@ STEP = ".step"  # behind the name of a tensor of whole numbers: what 1 is worth 
 def rounded(named: Mapping[str, Tensor], parts: Sequence[str]) -> dict[str, Tensor]:
     """The matrices of these parts as 8 bits a weight, each row in steps of its own; the rest as it is."""
     found: dict[str, Tensor] = {}
+    for part in parts:
+        if not any(name.startswith(f"{part}.") for name in named):
+            raise CheckpointError(f"0 of {len(named)} tensors belong to {part!r}, which is to be stored in 8 bits: use the name of a part")
     for name, tensor in named.items():
-        if tensor.ndim < 2 or not tensor.is_floating_point() or not any(name == part or name.startswith(f"{part}.") for part in parts):
+        if tensor.ndim < 2 or not tensor.is_floating_point() or not any(name.startswith(f"{part}.") for part in parts):
             found[name] = tensor
             continue
         rows = tensor.detach().float().flatten(1)
-        step_R = (rows.abs().amax(1) / 127).clamp_min(torch.finfo(torch.float16).tiny).half()
-        found[name] = (rows / step_R.float()[:, None]).round().clamp(-127, 127).to(torch.int8).view(tensor.shape)
-        found[name + STEP] = step_R
+        found[name + STEP] = (rows.abs().amax(1) / 127).clamp_min(1e-30)
+        found[name] = (rows / found[name + STEP][:, None]).round().to(torch.int8).view(tensor.shape)
     return found
 
 
-def whole(found: Mapping[str, Tensor], place: str) -> dict[str, Tensor]:
+def restored(found: Mapping[str, Tensor], place: str) -> dict[str, Tensor]:
     """The other way: all that was rounded as float32."""
-    restored = {name: tensor for name, tensor in found.items() if not name.endswith(STEP)}
-    for name, step_R in found.items():
-        if name.endswith(STEP):
-            tensor = restored.get(name.removesuffix(STEP))
-            if tensor is None or tensor.dtype != torch.int8 or tensor.ndim < 2 or step_R.shape != tensor.shape[:1]:
-                raise CheckpointError(f"{place}: {name} {tuple(step_R.shape)} has no rows of 8 bits to belong to: {AGAIN}")
-            restored[name.removesuffix(STEP)] = (tensor.flatten(1).float() * step_R.float()[:, None]).view(tensor.shape)
-    return restored
+    named = without_steps(found)
+    for name, tensor in named.items():
+        step_R = found.get(name + STEP)
+        if (tensor.dtype == torch.int8) != (step_R is not None) or (step_R is not None and step_R.shape != tensor.shape[:1]):
+            raise CheckpointError(f"{place}: {name} is of {tensor.dtype}, its steps are {step_R if step_R is None else tuple(step_R.shape)}: {AGAIN}")
+        if step_R is not None:
+            named[name] = (tensor.flatten(1).float() * step_R.float()[:, None]).view(tensor.shape)
+    if len(found) != len(named) + sum(name + STEP in found for name in named):
+        raise CheckpointError(f"{place}: {len(found) - len(named)} steps of 8 bits, not all of them with a tensor: {AGAIN}")
+    return named
+
+
+def without_steps(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in found.items() if not name.endswith(STEP)}
 
 
 def fill(network: nn.Module, path: str | Path, whose: str, remedy: str) -> None:

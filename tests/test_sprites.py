@@ -19,7 +19,10 @@ from mmgpt.decoders.sprite import Pose, drawn, thing_of
 from mmgpt.decoders.sprite_codec import FIRST, LATER, SpriteCodec, codes_of, poses_of
 from mmgpt.errors import InputError, LengthError
 from mmgpt.evaluate.video import measured_motion
+from mmgpt.generate import stretch
 from mmgpt.generate.request import Preview
+from mmgpt.generate.row import Row
+from mmgpt.generate.stretch import alike
 from mmgpt.hub import load
 from mmgpt.layout import Automaton, Span, SpritesLayout, parse
 from mmgpt.native import VideoConfig, build_from, save
@@ -128,6 +131,21 @@ def test_what_is_not_there_is_not_drawn(exact):
         assert seen[1:] == [frame is disc for frame in frames][1:]  # a first frame shows what will come
     long = Video(tuple(disc for _ in range(50)), 25.0)
     assert len(exact.decode(exact.encode(long)).frames) == 6
+
+
+def test_what_codecs_and_cameras_leave_on_paper_is_no_thing(exact):
+    """Neither transparent paper nor pale specks make a thing larger."""
+    disc = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
+    ImageDraw.Draw(disc).ellipse((20, 20, 44, 44), fill="red")
+    specks = Image.new("RGB", (64, 64), "white")
+    specks.paste(disc, mask=disc)
+    specks.putpixel((1, 1), (240, 240, 240))
+    specks.putpixel((62, 62), (235, 235, 235))
+    for frame in (disc, specks):
+        (_, poses), *_ = exact.shots(Video((frame,) * 4, 2.0))
+        assert [(pose.x, pose.y, pose.size) for pose in poses] == [pytest.approx((0.508, 0.508, 0.39), abs=0.02)] * 4
+        back = thing_of(exact.decode(exact.encode(Video((frame,) * 4, 2.0))).frames[1])
+        assert back.edge == pytest.approx(50, abs=4)
 
 
 def test_codes_that_are_no_sprites_are_refused(exact):
@@ -267,6 +285,44 @@ def test_there_is_room_for_a_cut_or_it_is_refused():
         mmgpt.Engine(gpt).run([mmgpt.Request(["a cat"], "video", guidance=1.0)])
 
 
+def test_more_frames_than_pictures_would_fit():
+    """What counts is what is written, a picture or two, not one for each frame."""
+    gpt = sprites_gpt()
+    gpt.max_length = 200
+    rows, columns = gpt.ports["video"].grid[1:]
+    frames = 200 // (rows * columns) + 2
+    result = mmgpt.Engine(gpt).run([mmgpt.Request(["a cat"], "video", grid=(frames, rows, columns), guidance=1.0)])[0]
+    assert len(result.value.frames) == frames
+    for wrong in ((0, rows, columns), (-1, rows, columns), (3, rows, columns + 1), (99, rows, columns)):
+        with pytest.raises(InputError, match="cannot be written by this layout|a size of"):
+            mmgpt.Engine(gpt).run([mmgpt.Request(["a cat"], "video", grid=wrong)])
+
+
+def test_many_steps_at_once_write_what_single_ones_write(monkeypatch):
+    """As long as all ways agree, no row is asked in between."""
+    gpt, taken = sprites_gpt(), []
+    requests = [mmgpt.Request(["a cat"], "video", guidance=1.0, seed=n) for n in range(3)]
+    at_once = [result.ids for result in mmgpt.Engine(gpt).run(requests)]
+    row = Row(gpt, requests[0])
+    while not row.done:
+        taken.append(alike(row))
+        row.push(at_once[0][len(row.ids)], 0.0)
+    rows, columns = gpt.ports["video"].grid[1:]
+    assert taken[0] == rows * columns and max(taken[rows * columns :]) == 1
+    monkeypatch.setattr(stretch, "quiet", lambda row: False)
+    assert [result.ids for result in mmgpt.Engine(gpt).run(requests)] == at_once
+
+
+@pytest.mark.parametrize("make", [any_gpt, sprites_gpt])
+def test_a_model_of_all_modalities_may_begin_any_of_them(make):
+    """to="any": a text in which the model itself begins pictures, sounds and clips."""
+    gpt, begun = make(), set()
+    for seed in range(12):
+        result = mmgpt.Engine(gpt).run([mmgpt.Request(["a cat"], "any", guidance=1.0, seed=seed, sampling=mmgpt.Sampling(1.5))])[0]
+        begun |= {type(part.value).__name__ for part in result.parts}
+    assert "str" in begun and len(begun) > 1
+
+
 def test_what_will_move_is_shown_first():
     events = list(mmgpt.Engine(sprites_gpt()).stream(mmgpt.Request(["a cat"], "video", guidance=1.0, seed=5)))
     previews = [event for event in events if isinstance(event, Preview)]
@@ -288,10 +344,21 @@ def test_pictures_and_sprites_share_ids_and_keep_their_own_losses():
     assert gpt.table.weight.grad[video.start : video.stop].abs().sum(1).gt(0).all()
 
 
+def rows_of_port(gpt, name: str) -> torch.Tensor:
+    layout = gpt.ports[name].writes
+    return torch.cat([gpt.table.weight[layout.begin][None], gpt.table.weight[layout.ids.start : layout.ids.stop]])
+
+
 def test_a_model_keeps_what_it_knew_when_clips_become_sprites():
     base = any_gpt()
     gpt = build_from(base, replace(base.config, audio=None, video=VideoConfig(4, 32, 2.0, codec="sprites")))
     request = mmgpt.Request(["a cat"], "image", guidance=1.0, seed=1)
+    both = build_from(base, replace(base.config, video=VideoConfig(4, 32, 2.0, codec="sprites")))
+    assert both.heads["audio"].ids.start > base.heads["audio"].ids.start  # poses stand before it
+    assert torch.equal(rows_of_port(both, "audio"), rows_of_port(base, "audio"))
+    assert mmgpt.Engine(both).run([mmgpt.Request(["a cat"], "audio", seed=1)])[0].log_probability == pytest.approx(
+        mmgpt.Engine(base).run([mmgpt.Request(["a cat"], "audio", seed=1)])[0].log_probability, abs=1e-3
+    )
     assert torch.equal(gpt.table.weight[: gpt.heads["image"].ids.stop], base.table.weight[: base.heads["image"].ids.stop])
     assert mmgpt.Engine(gpt).run([request])[0].ids == mmgpt.Engine(base).run([request])[0].ids
     with pytest.raises(InputError, match="video codec 'flow'"):

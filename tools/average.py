@@ -22,6 +22,8 @@ def averaged(folders: list[Path], shares: list[float]) -> tuple[dict, dict]:
         shapes = [{(file, name): t.shape for file, named in found.items() for name, t in named.items()} for found in (tensors, others)]
         if shapes[0] != shapes[1] or said["config.json"] != texts["config.json"]:
             raise CheckpointError(f"{folder} is another model than {folders[0]}: average finished models of runs from the same weights")
+        if any(t.dtype == torch.int8 for named in others.values() for t in named.values()):
+            raise CheckpointError(f"{folder} holds weights of 8 bits, in steps of their own: average models before they are rounded")
     mean = {}
     for file, named in tensors.items():
         mean[file] = {}

@@ -103,10 +103,10 @@ class MLPHead(Head):
 def rows_of(heads: Sequence[Head]) -> list[Tensor | None]:
     """What each head scores of a table that several share, cut by one operation: its gradient is written once, not once a head.
 
-    None for heads that must cut it themselves: those without a table, and all where there are several tables.
+    None for heads that must cut it themselves: those without a table or with a hole, and all where there are several tables.
     """
     found: list[Tensor | None] = [None] * len(heads)
-    order = [n for n, head in enumerate(heads) if isinstance(head, TableHead)]
+    order = [n for n, head in enumerate(heads) if isinstance(head, TableHead) and head.hole is None]
     if len({id(heads[n].table) for n in order}) != 1:
         return found
     weight = heads[order[0]].table.weight

@@ -55,10 +55,11 @@ class Pose:
     angle: float = 0.0
 
 
-def thing_of(picture: Image.Image) -> Thing:
+def thing_of(picture: Image.Image, least: float = INK) -> Thing:
+    """The thing on white; `least` of 255 is the palest ink. InputError where there is none."""
     picture = as_rgb(picture)
     ink = 255.0 - np.asarray(picture).min(2)
-    ink[ink < INK] = 0
+    ink[ink < least] = 0
     rows, columns = np.flatnonzero(ink.any(1)), np.flatnonzero(ink.any(0))
     if not len(rows):
         raise InputError(f"a picture of {picture.width}x{picture.height} pixels, 0 of them darker than white: pass a thing on white")
@@ -94,7 +95,7 @@ class Course:
 
 
 def course_of(stills: Sequence[Image.Image]) -> Course:
-    frames = np.stack([np.asarray(frame.convert("RGB")) for frame in stills])
+    frames = np.stack([np.asarray(as_rgb(frame)) for frame in stills])
     ink_TCHW = (rearrange(torch.from_numpy(255 - frames), "t h w c -> t c h w") / 255 - PALE).clamp_min(0)
     weight_THW = ink_TCHW.amax(1)
     mass_T = weight_THW.sum((1, 2))

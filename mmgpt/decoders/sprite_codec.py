@@ -1,30 +1,32 @@
 """Video of one thing at a time on white <-> codes: the thing's picture, once, and where it is, how large and how turned in each frame.
 
 Frames that are each a picture cost 128 codes each, of which almost all say again what the frame before them said. Sprites (ISO/IEC 14496-2,
-MPEG-4 Visual) say what is seen once, and then only how it moves: some 150 codes for six frames. What has more than one thing on it, or
-changes its shape, is not kept: such videos are written frame by frame (`VideoCodec`).
+MPEG-4 Visual) say what is seen once, and then only how it moves: some 150 codes for six frames. What has several things on it at once, or
+changes its shape, comes back wrongly: for such videos there is `VideoCodec`, frame by frame.
 """
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Int
 from PIL import Image
 
+from mmgpt.data.pictures import as_rgb
 from mmgpt.decoders.image_codec import ImageCodec, PictureCodec
-from mmgpt.decoders.sprite import Pose, Thing, course_of, drawn, exchanged, thing_of
+from mmgpt.decoders.sprite import PALE, Pose, Thing, course_of, drawn, exchanged, thing_of
 from mmgpt.encoders.video import check, evenly
 from mmgpt.errors import InputError
+from mmgpt.layout import shots_of
 from mmgpt.types import Video
 
 PLACES, SIZES, SMALLEST, LARGEST = 64, 32, 0.1, 1.2  # of a first frame: steps across the frame; sizes, evenly by ratio, as shares of its side
-STEP, STEPS = 1 / 128, 24  # of a later frame: how far to either side of where the thing was, in shares of the side
+SLIDE, SLIDES = 1 / 128, 24  # of a later frame: how far to either side of where the thing was, in shares of the side
 RATIO, RATIOS = 0.02, 8  # how much larger or smaller (logarithm)
 TURN, TURNS = 5.0, 12  # degrees
 FIRST = (PLACES, PLACES, SIZES)  # codes of x, y, size
-LATER = (2 * STEPS + 1, 2 * STEPS + 1, 2 * RATIOS + 2, 2 * TURNS + 1)  # of changes of x, y, size and turn; the last size: nothing is seen
+LATER = (2 * SLIDES + 1, 2 * SLIDES + 1, 2 * RATIOS + 2, 2 * TURNS + 1)  # of changes of x, y, size and turn; the last size: nothing is seen
+LEAST = 255 * PALE  # ink: what codecs of pictures leave on paper is paler
 MARGIN = 1.08  # of the picture of a thing, around it
 
 
@@ -71,16 +73,15 @@ class SpriteCodec:
         codes, size = np.asarray(codes).reshape(-1), math.prod(self.grid)
         if codes.size and not 0 <= codes.min() <= codes.max() < self.num_codes:
             raise InputError(f"codes {codes.min()}..{codes.max()} of a codec with {self.num_codes} codes: they run from 0 to {self.num_codes - 1}")
-        seen = codes < self.num_pictures
-        begins = [*np.flatnonzero(seen & ~np.concatenate([[False], seen[:-1]])).tolist(), len(codes)]
-        shots = [(codes[begin : begin + size], codes[begin + size : end] - self.num_pictures) for begin, end in pairwise(begins)]
+        ends = shots_of(codes, self.num_pictures)
+        shots = [(codes[begin : begin + size], codes[begin + size : end] - self.num_pictures) for begin, end in ends]
         return [(picture, rest) for picture, rest in shots if len(picture) == size and (picture < self.num_pictures).all()]
 
     # pictures and poses
 
     def shots(self, value: Video) -> list[tuple[Image.Image, list[Pose | None]]]:
         check(value)
-        stills = [value.frames[n].convert("RGB").resize((self.side, self.side)) for n in evenly(len(value.frames), self.frames)]
+        stills = [as_rgb(value.frames[n]).resize((self.side, self.side)) for n in evenly(len(value.frames), self.frames)]
         course = course_of(stills)
         changed = None if course.gone_T.any() else exchanged(course)
         return [self.shot(part) for part in ([stills] if changed is None else [stills[:changed], stills[changed:]])]
@@ -91,7 +92,7 @@ class SpriteCodec:
         if all(gone_T):
             return Image.new("RGB", (self.picture.side,) * 2, "white"), [Pose(0.5, 0.5, SMALLEST), *[None] * (len(stills) - 1)]
         shown = [n for n, gone in enumerate(gone_T) if not gone]
-        course, things = course_of([stills[n] for n in shown]), [thing_of(stills[n]) for n in shown]
+        course, things = course_of([stills[n] for n in shown]), [thing_of(stills[n], LEAST) for n in shown]
         turns = course.turn_S.tolist() if len(shown) > 1 and abs(course.turn_S.median()) >= TURN / 2 else [0.0] * (len(shown) - 1)
         spread = course.spread_T.tolist()
         largest = max(range(len(shown)), key=spread.__getitem__)
@@ -106,7 +107,7 @@ class SpriteCodec:
     def posed(self, picture: Image.Image, poses: Sequence[Pose | None]) -> list[Image.Image]:
         white = Image.new("RGB", (self.side, self.side), "white")
         try:
-            thing = thing_of(picture)
+            thing = thing_of(picture, LEAST)
         except InputError:  # nothing was drawn
             return [white] * len(poses)
         return [white if pose is None else drawn(thing, pose, self.side) for pose in poses]
@@ -129,11 +130,11 @@ def codes_of(poses: Sequence[Pose | None]) -> list[int]:
     codes, now = behind(at, FIRST), placed(at)
     for pose in poses[1:]:
         if pose is None:
-            changes = [STEPS, STEPS, 2 * RATIOS + 1, TURNS]
+            changes = [SLIDES, SLIDES, 2 * RATIOS + 1, TURNS]
         else:
             changes = [
-                whole((pose.x - now.x) / STEP + STEPS, 2 * STEPS + 1),
-                whole((pose.y - now.y) / STEP + STEPS, 2 * STEPS + 1),
+                whole((pose.x - now.x) / SLIDE + SLIDES, 2 * SLIDES + 1),
+                whole((pose.y - now.y) / SLIDE + SLIDES, 2 * SLIDES + 1),
                 whole(math.log(pose.size / now.size) / RATIO + RATIOS, 2 * RATIOS + 1),
                 whole(((pose.angle - now.angle + 180) % 360 - 180) / TURN + TURNS, 2 * TURNS + 1),
             ]
@@ -169,7 +170,7 @@ def sizes(size: float) -> float:
 
 
 def moved(pose: Pose, changes: Sequence[int]) -> Pose:
-    dx, dy, ratio, turn = (changes[0] - STEPS) * STEP, (changes[1] - STEPS) * STEP, (changes[2] - RATIOS) * RATIO, (changes[3] - TURNS) * TURN
+    dx, dy, ratio, turn = (changes[0] - SLIDES) * SLIDE, (changes[1] - SLIDES) * SLIDE, (changes[2] - RATIOS) * RATIO, (changes[3] - TURNS) * TURN
     return Pose(pose.x + dx, pose.y + dy, min(LARGEST, max(SMALLEST, pose.size * math.exp(ratio))), pose.angle + turn)
 
 

@@ -43,7 +43,7 @@ class Changes(nn.Module):
 
     def __init__(self, width: int, patch: int, channels: int):
         super().__init__()
-        if patch < 4 or patch & (patch - 1) or channels % 8:
+        if patch < 4 or patch & (patch - 1) or channels < 8 or channels % 8:
             raise InputError(f"changes in {channels} channels, patches of {patch} pixels: use a multiple of 8, and a power of two of at least 4")
         layers: list[nn.Module] = [nn.Conv2d(6 * 16, channels, 3, padding=1), ResidualBlock(channels)]
         while (patch := patch // 2) >= 4:

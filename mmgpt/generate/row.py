@@ -83,8 +83,9 @@ class Row:
         grid, limit = grid or self.gpt.ports[name].grid, self.gpt.max_length
         if grid is None:
             raise InputError(f"to={name!r} has no size of its own: pass grid=(frames, rows, columns) in codes")
-        if len(grid) != 3 or prod(grid) > limit:  # before a script of that size is made
-            raise InputError(f"a size of {prod(grid)} codes, {grid}: use (frames, rows, columns), together at most {limit}")
+        count = self.gpt.ports[name].writes.count(grid) if len(grid) == 3 else prod(grid)
+        if len(grid) != 3 or count > limit:  # before a script of that size is made
+            raise InputError(f"a size of {count} codes, {grid}: use (frames, rows, columns), together at most {limit}")
         return grid
 
     def guidance_of(self, name: str, parts: Sequence[Part]) -> Guidance:

@@ -29,14 +29,17 @@ def quiet(row: Row) -> bool:
     """Whether nobody waits for the next id, and nothing but the row's end hangs on which one it is."""
     asked, sampling = row.request, row.sampling
     loud = row.listening or row.free or asked.stop or asked.guess or sampling.looks_back or sampling.bias
-    return not loud and len(row.automaton.scripts) == 1 and all(len(branch.pending) == 1 for branch in row.branches)
+    return not loud and all(len(branch.pending) == 1 for branch in row.branches)
 
 
 def alike(row: Row) -> int:
-    """How many slots, from the next one on, are open to the same ids."""
-    script, here = row.automaton.script, row.automaton.length
-    other = (script.first_N[here:] != script.first_N[here]) | (script.last_N[here:] != script.last_N[here])
-    return int(other.argmax()) if other.any() else len(other)
+    """How many slots, from the next one on, are open to the same ids, however the segment goes on."""
+    here, scripts = row.automaton.length, row.automaton.scripts
+    first, last, count = scripts[0].first_N[here], scripts[0].last_N[here], min(map(len, scripts)) - here
+    for script in scripts:
+        other = (script.first_N[here : here + count] != first) | (script.last_N[here : here + count] != last)
+        count = int(other.argmax()) if other.any() else count
+    return max(1, count)  # where ways part, one step
 
 
 def take(rows: Sequence[Row], count: int, begin: Callable[..., Callable[[int, Tensor], Tensor]], score: Callable[[Tensor], Tensor]):

@@ -99,7 +99,7 @@ class AnyOptions:
     ear_rate: float = 0.5  # what has learned to hear before (a tower, or an encoder with blocks) learns so much slower than the rest
     drop: float = 0.1
     hide: float = 0.0
-    swap: float = 0.0  # this share of drawings and clips is shown codes of another one, and learns to come right
+    swap: float = 0.0  # this share of drawings, and of clips frame by frame, is shown codes of another one, and learns to come right
     strength: float = 1.2
     skin_weight: float = 0.35
     frozen: str = ""
@@ -131,14 +131,12 @@ def any_to_any(options: AnyOptions, settings: Settings, words: Words) -> Job:
             f"encoder=whisper, ears={options.ears!r}, ear_blocks={options.ear_blocks}: ears are Whisper's then; 0 to 4 blocks, no ears="
         )
     model, heard = load(options.init), load_ears(options.ears) if options.ears else None
-    had = model.config.audio
-    asked = {"encoder": options.encoder, "ear_blocks": options.ear_blocks}
-    if (
-        had
-        and "codec" not in words
-        and any(name in words and asked[name] != own for name, own in (("encoder", had.encoder), ("ear_blocks", had.blocks)))
-    ):
-        raise TrainingError(f"{asked}, but {options.init} hears by {had.encoder} of {had.blocks} blocks: name codec= too, and sound begins anew")
+    had, film = model.config.audio, model.config.video
+    own = {"encoder": had.encoder, "ear_blocks": had.blocks} if had else {}
+    own |= {"video": film.codec, "changes": film.changes, "frames": film.frames, "side": film.side} if film else {}
+    other = [f"{name}={getattr(options, name)} for {kept}" for name, kept in own.items() if name in words and getattr(options, name) != kept]
+    if had and "codec" not in words and other:
+        raise TrainingError(f"{', '.join(other)} of {options.init}: name codec= too, and sound and video are built anew")
     if model.config.audio is None or "codec" in words:
         codec = load_codec(options.codec)
         blocks = len(heard.encoder.blocks) if heard else options.ear_blocks if options.encoder == "whisper" else 0

@@ -351,11 +351,12 @@ def test_clips_that_were_heard_before_are_read_as_if_they_were_heard_now(tmp_pat
     monkeypatch.setattr(recipe, "masked", lambda values, parts, generator: values)
     rows, base = load_speech(Path(__file__).parent / "data" / "speech6.parquet"), any_gpt()
     gpt = build_from(base, replace(base.config, audio=replace(base.config.audio, encoder="whisper", blocks=1, seconds=1.1)))
-    short = [n for n, row in enumerate(rows) if recipe.fits(gpt, row)]
+    short = [n for n, row in enumerate(rows) if recipe.fits(row, 1.1)]
     assert 0 < len(short) < len(rows)
     gpt.encoders["audio"].tower.requires_grad_(False)
     kept, none = set(gpt.state_dict()), [np.zeros((0, 1))] * len(rows)
-    ways = [recipe.speech_directions(gpt, rows, none, (1, 0), "heart", 0.1, heard)[0] for heard in ([], recipe.speech_heard(gpt, rows))]
+    known = recipe.speech_heard(gpt.encoders["audio"], rows)
+    ways = [recipe.speech_directions(gpt, rows, none, (1, 0), "heart", 0.1, heard)[0] for heard in ([], known)]
     assert set(gpt.state_dict()) == kept and ways[0].weight_N.nonzero()[:, 0].tolist() == short
     for item in short:
         streams = [pack([way.document(item, torch.Generator().manual_seed(0))], gpt.spans) for way in ways]

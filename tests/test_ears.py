@@ -10,6 +10,7 @@ from tiny import any_gpt, gap, tone
 from mmgpt.data.speech import Speech
 from mmgpt.errors import CheckpointError, InputError, TrainingError
 from mmgpt.native import SoundConfig, build_from
+from mmgpt.train import ears
 from mmgpt.train.ears import LETTERS, Ears, EarTask, heard, load_ears, save_ears
 from mmgpt.types import Audio, join
 
@@ -22,10 +23,12 @@ def spoken(text: str) -> Audio:
     return Audio(torch.cat(parts), 16_000)
 
 
+ROWS = [Speech(b"", text, "tones", "name", "train", 0.16 * len(text)) for text in TEXTS]
+
+
 def task_of(batch_size: int = 8, seconds: float = 2.0, blocks: int = 1) -> EarTask:
     torch.manual_seed(0)
-    rows = [Speech(b"", text, "tones", "name", "train", 1.0) for text in TEXTS]
-    return EarTask(Ears(32, blocks, seconds), rows, [spoken(text) for text in TEXTS], batch_size)
+    return EarTask(Ears(32, blocks, seconds), ROWS, [spoken(text) for text in TEXTS], batch_size)
 
 
 def test_every_weight_learns():
@@ -108,3 +111,25 @@ def test_a_model_hears_with_them():
 def test_blocks_that_cannot_be_are_refused(words):
     with pytest.raises(InputError, match=f"blocks={words['blocks']}"):
         SoundConfig(**words)
+
+
+def test_a_tower_that_stays_is_asked_once(monkeypatch, tmp_path):
+    """What it heard before gives the loss that hearing now gives, and only the map behind it learns."""
+    monkeypatch.setattr(ears, "varied", lambda sound, generator: sound)
+    monkeypatch.setattr(ears, "masked", lambda values, parts, generator: values)
+    torch.manual_seed(0)
+    model, sounds = Ears(32, 1, 2.0, "whisper"), [spoken(text) for text in TEXTS]
+    model.encoder.tower.requires_grad_(False)
+    with torch.no_grad():
+        known = [model.encoder.heard(model.encoder.prepare(sound)).half().numpy() for sound in sounds]
+    now, before = EarTask(model, ROWS, sounds, 8), EarTask(model, ROWS, batch_size=8, heard=known)
+    losses = [task.losses(task.batch(2))[0] for task in (now, before)]
+    assert losses[0].item() == pytest.approx(losses[1].item(), abs=1e-3)
+    losses[1].backward()
+    learned = {name for name, p in model.named_parameters() if p.grad is not None}
+    assert learned == {name for name, _ in model.named_parameters() if ".tower." not in name}
+    save_ears(tmp_path / "ears", model)
+    again = load_ears(tmp_path / "ears")
+    assert again.kind == "whisper" and gap(again.encoder(again.encoder.prepare(sounds[0])), model.encoder(model.encoder.prepare(sounds[0]))) == 0
+    with pytest.raises(InputError, match="ears with encoder='frames': use one of mel, whisper"):
+        Ears(32, 1, 2.0, "frames")

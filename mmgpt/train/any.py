@@ -75,16 +75,16 @@ def speech_directions(
         dropped = float(torch.rand((), generator=generator)) < drop
         return gpt.write([Part("" if dropped else rows[item].text), Part(Audio(torch.zeros(1), 16_000), learn=True, codes=codes[item])])
 
-    heard_N = torch.tensor([1.0 if fits(gpt, row) else 0.0 for row in rows], dtype=torch.double)
+    heard_N = torch.tensor([float(fits(row, gpt.config.audio.seconds)) for row in rows], dtype=torch.double)
     said_N = torch.tensor([float(row.voice == voice and len(c) > 0) for row, c in zip(rows, codes, strict=True)], dtype=torch.double) * heard_N
     listening = [([Part(rows[n].sound), Part(TRANSCRIBE)], "text", rows[n].text) for n in first(heard_N, counts[0])]
     speaking = [([Part(rows[n].text)], "audio", rows[n].text) for n in first(said_N, counts[1])]
     return [Direction("transcribe", counts[0], heard_N, transcribe, listening), Direction("speak", counts[1], said_N, speak, speaking)]
 
 
-def fits(gpt: GPT, row: Speech) -> bool:
-    """Whether a clip is short enough to be heard, louder or slower too."""
-    return row.seconds * 1.15 < gpt.config.audio.seconds
+def fits(row: Speech, seconds: float) -> bool:
+    """Whether a clip is short enough to be heard by ears for so many seconds, slower too."""
+    return row.seconds * 1.15 < seconds
 
 
 def speech_codes(gpt: GPT, rows: Sequence[Speech], voice: str | None) -> list[np.ndarray]:
@@ -108,22 +108,28 @@ def clip_codes(gpt: GPT, clips: Sequence[Clip], pictures: Mapping[tuple[str, str
 def clip_sights(gpt: GPT, clips: Sequence[Clip]) -> list[np.ndarray]:
     """What the image encoder sees in all frames of each clip: for eyes that stay as they are, which then look but once."""
     encoder = gpt.ports["video"].encoder
-    return coded(encoder.image, [clip.stored for clip in clips], lambda n: kept(encoder.seen(there(encoder.prepare(clips[n].video), gpt))), "sights")
+
+    def seen(n: int) -> np.ndarray:
+        return kept(encoder.seen(there(encoder.prepare(clips[n].video), gpt.device)))
+
+    return coded(encoder.image, [clip.stored for clip in clips], seen, "sights")
 
 
-def speech_heard(gpt: GPT, rows: Sequence[Speech]) -> list[np.ndarray]:
-    """What the sound encoder's tower hears in each clip: for ears that stay as they are, which then listen but once."""
-    encoder = gpt.ports["audio"].encoder
-    short = [row for row in rows if fits(gpt, row)]
-    found = iter(
-        coded(encoder.tower, [row.audio for row in short], lambda n: kept(encoder.heard(there(encoder.prepare(short[n].sound), gpt))), "heard")
-    )
-    return [next(found) if fits(gpt, row) else np.zeros((0, 1), np.float16) for row in rows]
+def speech_heard(encoder: nn.Module, rows: Sequence[Speech]) -> list[np.ndarray]:
+    """What a sound encoder's tower hears in each clip that fits: for ears that stay as they are, which then listen but once."""
+    short = [row for row in rows if fits(row, encoder.max_seconds)]
+    device = next(encoder.parameters()).device
+
+    def heard(n: int) -> np.ndarray:
+        return kept(encoder.heard(there(encoder.prepare(short[n].sound), device)))
+
+    found = iter(coded(encoder.tower, [row.audio for row in short], heard, "heard"))
+    return [next(found) if fits(row, encoder.max_seconds) else np.zeros((0, 1), np.float16) for row in rows]
 
 
-def there(prepared: Prepared, gpt: GPT) -> Prepared:
+def there(prepared: Prepared, device: torch.device) -> Prepared:
     """The same where the model is."""
-    return replace(prepared, values_NF=prepared.values_NF.to(gpt.device), place_N3=prepared.place_N3.to(gpt.device))
+    return replace(prepared, values_NF=prepared.values_NF.to(device), place_N3=prepared.place_N3.to(device))
 
 
 def kept(vectors: Tensor) -> np.ndarray:

@@ -7,6 +7,7 @@ letters stand nobody says: all ways to write the words so are counted (CTC: Grav
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -15,8 +16,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from mmgpt.checkpoint import load_part, save_part
 from mmgpt.data.speech import Speech, masked, varied
-from mmgpt.encoders.audio import MelEncoder
-from mmgpt.errors import TrainingError
+from mmgpt.encoders.places import on_grid
+from mmgpt.errors import InputError, TrainingError
+from mmgpt.native import LAYERED, SOUND_ENCODERS
+from mmgpt.train.any import Heard, fits
 from mmgpt.types import Audio, Prepared, join
 
 LETTERS = " 'abcdefghijklmnopqrstuvwxyz"  # 0 is the blank
@@ -24,25 +27,41 @@ SHOWN = 8  # clips
 
 
 class Ears(nn.Module):
-    """A sound encoder and what is learned with it: a score of each letter at each vector."""
+    """A sound encoder, `mel` or `whisper`, and what is learned with it: a score of each letter at each vector."""
 
-    def __init__(self, width: int, blocks: int, seconds: float):
+    def __init__(self, width: int, blocks: int, seconds: float, encoder: str = "mel"):
         super().__init__()
-        self.encoder = MelEncoder(width, max_seconds=seconds, blocks=blocks)
+        if encoder not in LAYERED:
+            raise InputError(f"ears with encoder={encoder!r}: use one of {', '.join(LAYERED)}")
+        self.kind, self.encoder = encoder, SOUND_ENCODERS[encoder](width, max_seconds=seconds, blocks=blocks)
         self.letters = nn.Linear(width, 1 + len(LETTERS))
         nn.init.constant_(self.letters.bias[:1], -2.0)  # blanks alone are the easy way out, for hundreds of steps
 
     def forward(self, prepared: Prepared) -> Float[Tensor, "N L"]:
-        return self.letters(F.gelu(self.encoder(prepared)))
+        return self.scores(self.encoder(prepared))
+
+    def scores(self, vectors_ND: Float[Tensor, "N D"]) -> Float[Tensor, "N L"]:
+        return self.letters(F.gelu(vectors_ND))
 
 
 class EarTask:
-    """Batches are a function of (seed, step): which clips, how distorted."""
+    """Batches are a function of (seed, step): which clips, how distorted. `heard`: of each clip that fits, what a tower that is not trained hears
+    in it; such clips are not distorted nor opened, and only the map to the decoder learns."""
 
-    def __init__(self, model: Ears, rows: Sequence[Speech], sounds: Sequence[Audio], batch_size: int = 32, seed: int = 0):
+    def __init__(
+        self,
+        model: Ears,
+        rows: Sequence[Speech],
+        sounds: Sequence[Audio] = (),
+        batch_size: int = 32,
+        seed: int = 0,
+        heard: Sequence[np.ndarray] = (),
+    ):
         self.model, self.batch_size, self.seed = model, batch_size, seed
-        fit = [n for n, sound in enumerate(sounds) if sound.samples.shape[-1] / sound.rate * 1.15 < model.encoder.max_seconds]
-        self.sounds, self.texts = [sounds[n] for n in fit], [rows[n].text for n in fit]
+        fit = [n for n, row in enumerate(rows) if fits(row, model.encoder.max_seconds)]
+        self.sounds, self.heard = ([given[n] for n in fit] if given else [] for given in (sounds, heard))
+        self.rows, self.texts = [rows[n] for n in fit], [rows[n].text for n in fit]
+        self.listen = Heard(model.encoder) if heard else model.encoder
         if len(fit) < batch_size:
             raise TrainingError(f"{len(fit)} of {len(rows)} clips are short enough, for batches of {batch_size}: use more clips, or more seconds")
 
@@ -53,11 +72,14 @@ class EarTask:
         if self.batch_size % of:
             raise TrainingError(f"batch_size={self.batch_size} in {of} parts (ranks times accumulate): use a multiple of {of}")
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-        items = torch.randperm(len(self.sounds), generator=generator)[: self.batch_size].tolist()
+        items = torch.randperm(len(self.rows), generator=generator)[: self.batch_size].tolist()
         seeds = torch.randint(2**31, (self.batch_size,), generator=generator).tolist()
         made = []
         for item, seed in list(zip(items, seeds, strict=True))[number::of]:
             chance = torch.Generator().manual_seed(seed)
+            if self.heard:
+                made.append(on_grid(torch.from_numpy(self.heard[item]), (len(self.heard[item]), 1, 1)))
+                continue
             prepared = self.model.encoder.prepare(varied(self.sounds[item], chance))
             made.append(Prepared(masked(prepared.values_NF, self.model.encoder.mels, chance), prepared.place_N3, prepared.grids))
         return join(made), [self.texts[item] for item in items[number::of]]
@@ -67,7 +89,7 @@ class EarTask:
         device = self.model.letters.weight.device
         prepared = Prepared(prepared.values_NF.to(device), prepared.place_N3.to(device), prepared.grids)
         counts = [frames for frames, _, _ in prepared.grids]
-        score_TBL = pad_sequence(self.model(prepared).float().log_softmax(-1).split(counts))
+        score_TBL = pad_sequence(self.model.scores(self.listen(prepared)).float().log_softmax(-1).split(counts))
         written = [torch.tensor([1 + LETTERS.index(c) for c in text.lower() if c in LETTERS]) for text in texts]
         lengths = [len(ids) for ids in written]
         found_B = F.ctc_loss(score_TBL, torch.cat(written).to(device), counts, lengths, reduction="none", zero_infinity=True)
@@ -75,8 +97,9 @@ class EarTask:
         return loss, {"letter": float(loss.detach())}
 
     def compile(self) -> None:
-        for block in self.model.encoder.blocks:
-            block.compile()
+        if not self.heard:
+            for block in blocks_of(self.model.encoder):
+                block.compile()
 
     def size(self, batch: tuple[Prepared, list[str]]) -> int:
         return len(batch[0])
@@ -84,7 +107,8 @@ class EarTask:
     @torch.no_grad()
     def sample(self, folder: Path, step: int) -> None:
         """The first clips, as they are heard."""
-        lines = [f"{text!r} -> {heard(self.model, sound)!r}" for text, sound in zip(self.texts[:SHOWN], self.sounds[:SHOWN], strict=True)]
+        shown = self.sounds[:SHOWN] or [row.sound for row in self.rows[:SHOWN]]
+        lines = [f"{text!r} -> {heard(self.model, sound)!r}" for text, sound in zip(self.texts[:SHOWN], shown, strict=True)]
         (folder / f"{step:07d}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
     def export(self, folder: Path, weights: dict[str, Tensor]) -> None:
@@ -98,9 +122,13 @@ def heard(model: Ears, sound: Audio) -> str:
     return "".join(LETTERS[i - 1] for i in best if i)
 
 
+def blocks_of(encoder: nn.Module) -> nn.ModuleList:
+    return getattr(encoder, "tower", encoder).blocks
+
+
 def save_ears(folder: Path, model: Ears, weights: dict[str, Tensor] | None = None) -> None:
-    encoder = model.encoder
-    save_part(folder, "ears", model, {"width": model.letters.in_features, "blocks": len(encoder.blocks), "seconds": encoder.max_seconds}, weights)
+    settings = {"width": model.letters.in_features, "blocks": len(blocks_of(model.encoder)), "seconds": model.encoder.max_seconds}
+    save_part(folder, "ears", model, settings | {"encoder": model.kind}, weights)
 
 
 def load_ears(folder: str | Path) -> Ears:

@@ -47,8 +47,9 @@ class EarOptions:
     data: str = "speech"
     out: str = "runs/ears"
     resume: str = "false"
+    encoder: str = "mel"  # or whisper (tools/convert_ears.py fetches it), whose tower stays as it is: each clip is heard once, minutes are enough
     width: int = 256  # of the decoder that will read
-    blocks: int = 8
+    blocks: int = 8  # of mel; whisper has up to 4
     seconds: float = 6.0
     batch_size: int = 32
     device: str = "cpu"
@@ -58,13 +59,21 @@ def ears(options: EarOptions, settings: Settings, words: Words) -> Job:
     from rich.progress import track
 
     from mmgpt.data.speech import load_speech, of
+    from mmgpt.train.any import speech_heard
     from mmgpt.train.ears import Ears, EarTask
 
     torch.manual_seed(settings.seed)
-    model = Ears(options.width, options.blocks, options.seconds).to(device_of(options.device))
     rows = of(load_speech(options.data), "train")
-    sounds = [row.sound for row in track(rows, "opening speech", transient=True)]
-    return Job(EarTask(model, rows, sounds, options.batch_size, settings.seed), settings, options.out, options.resume)
+    if options.encoder == "whisper":
+        model = Ears(options.width, min(4, options.blocks), options.seconds, options.encoder)
+        model.encoder.tower.fill()
+        model.encoder.tower.requires_grad_(False)
+        sounds, heard = [], speech_heard(model.encoder, rows)
+    else:
+        model, heard = Ears(options.width, options.blocks, options.seconds, options.encoder), []
+        sounds = [row.sound for row in track(rows, "opening speech", transient=True)]
+    model.to(device_of(options.device))
+    return Job(EarTask(model, rows, sounds, options.batch_size, settings.seed, heard), settings, options.out, options.resume)
 
 
 @dataclass(frozen=True)
@@ -120,17 +129,15 @@ def any_to_any(options: AnyOptions, settings: Settings, words: Words) -> Job:
     from mmgpt.hub import load
     from mmgpt.native import SoundConfig, VideoConfig, build_from
     from mmgpt.train.any import clip_codes, clip_directions, clip_sights, picture_directions, speech_codes, speech_directions, speech_heard
-    from mmgpt.train.ears import load_ears
+    from mmgpt.train.ears import blocks_of, load_ears
     from mmgpt.train.gpt import GPTTask, Mix
     from mmgpt.train.mix import MixTask
     from mmgpt.train.sound import load_codec
 
     torch.manual_seed(settings.seed)
-    if options.encoder == "whisper" and (options.ears or not 0 <= options.ear_blocks <= 4):
-        raise TrainingError(
-            f"encoder=whisper, ears={options.ears!r}, ear_blocks={options.ear_blocks}: ears are Whisper's then; 0 to 4 blocks, no ears="
-        )
     model, heard = load(options.init), load_ears(options.ears) if options.ears else None
+    if options.encoder == "whisper" and not 0 <= options.ear_blocks <= 4:
+        raise TrainingError(f"encoder=whisper, ear_blocks={options.ear_blocks}: it has 4 blocks, use the first 0 to 4")
     had, film = model.config.audio, model.config.video
     own = {"encoder": had.encoder, "ear_blocks": had.blocks} if had else {}
     own |= {"video": film.codec, "changes": film.changes, "frames": film.frames, "side": film.side} if film else {}
@@ -139,11 +146,12 @@ def any_to_any(options: AnyOptions, settings: Settings, words: Words) -> Job:
         raise TrainingError(f"{', '.join(other)} of {options.init}: name codec= too, and sound and video are built anew")
     if model.config.audio is None or "codec" in words:
         codec = load_codec(options.codec)
-        blocks = len(heard.encoder.blocks) if heard else options.ear_blocks if options.encoder == "whisper" else 0
-        audio = SoundConfig(codec.config, options.encoder, options.seconds, blocks=blocks)
+        kind = heard.kind if heard else options.encoder
+        blocks = len(blocks_of(heard.encoder)) if heard else options.ear_blocks if kind == "whisper" else 0
+        audio = SoundConfig(codec.config, kind, options.seconds, blocks=blocks)
         video = VideoConfig(options.frames, options.side, options.frames / SECONDS, changes=options.changes, codec=options.video)
         model = build_from(model, replace(model.config, audio=audio, video=video, max_length=options.max_length), codec)
-        if options.encoder == "whisper" and (had is None or had.encoder != "whisper"):
+        if kind == "whisper" and not heard and (had is None or had.encoder != "whisper"):
             model.encoders["audio"].tower.fill()
     if heard:
         model.encoders["audio"].load_state_dict(heard.encoder.state_dict())
@@ -166,7 +174,7 @@ def any_to_any(options: AnyOptions, settings: Settings, words: Words) -> Job:
     shown = clip_codes(model, clips if options.animates else [], drawn)
     eyes, ears = model.encoders["image"], getattr(model.encoders["audio"], "tower", None)
     sights = clip_sights(model, clips) if options.describes and still(eyes) else []
-    vectors = speech_heard(model, speech) if options.transcribes and ears is not None and still(ears) else []
+    vectors = speech_heard(model.encoders["audio"], speech) if options.transcribes and ears is not None and still(ears) else []
     directions = [
         *picture_directions(pictures),
         *speech_directions(model, speech, said, hearing, options.voice, options.drop, vectors),

@@ -113,7 +113,7 @@ class Delta:
 
 @dataclass(frozen=True)
 class Preview:
-    """What there is of a segment of codes: so many of its rows, or of its frames where it has several."""
+    """What there is of a segment of codes: so many of its rows, or of its frames where it has several (of a clip of sprites 1 of 2: what moves)."""
 
     value: Segment
     rows: int

@@ -145,6 +145,10 @@ class WrittenLayout:
         """How many codes a segment of this size has at most: known before a script is made."""
         return prod(grid)
 
+    def shift(self, before: Sequence[Written]) -> np.ndarray:
+        """How far the segment's places lie off where it begins, by axis, behind these segments."""
+        return np.zeros(3, np.int64)
+
     def step(self, grid: Grid) -> tuple[int, int]:
         """(codes of which something new can be shown, how often they come): rows of a picture, frames of a video."""
         frames, rows, columns = grid
@@ -270,6 +274,9 @@ class FramesLayout(WrittenLayout):
 
     begin  a b  a b  ...  a b  end      `ids`: end, all a's, all b's; `end` may come wherever a frame may, but for the first one
 
+    `pace`: on the second axis a frame does not stand behind the segment before (the words that it says) but beside it, so many frames to a place.
+    What is to be said next then lies near, which is a prior of how words and sound are aligned (as in Badlani et al., 2021, arXiv:2108.10447).
+
     Every code has a slot of its own. A frame's later codes are drawn knowing its first, as by a depth predictor (Lee et al., 2022,
     arXiv:2203.01941), but by the decoder itself; none is drawn blindly, as in a delay pattern (Copet et al., 2023, arXiv:2306.05284).
     """
@@ -277,6 +284,7 @@ class FramesLayout(WrittenLayout):
     begin: int
     ids: Span
     quantizers: int = 1
+    pace: int = 0
 
     def __post_init__(self):
         if self.quantizers < 1 or len(self.ids) <= 1 or (len(self.ids) - 1) % self.quantizers:
@@ -298,8 +306,13 @@ class FramesLayout(WrittenLayout):
             raise InputError(f"{grid} codes cannot be written by this layout: use (frames, 1, {self.quantizers}), at least 1 frame")
         spans = [Span(self.end + 1 + n * self.num_codes, self.end + 1 + (n + 1) * self.num_codes) for n in range(self.quantizers)]
         later = [Span(self.end, spans[0].stop), *spans[1:]]
-        places = np.array([0, *np.repeat(np.arange(1, frames + 1), columns), frames + 1])
-        return script([self.begin, *spans, *later * (frames - 1), self.end], np.repeat(places[:, None], 3, 1), grid, stops=(self.end,))
+        places_N3 = np.array([0, *np.repeat(np.arange(1, frames + 1), columns), frames + 1])[:, None].repeat(3, 1)
+        if self.pace:
+            places_N3[:, 1] //= self.pace
+        return script([self.begin, *spans, *later * (frames - 1), self.end], places_N3, grid, stops=(self.end,))
+
+    def shift(self, before: Sequence[Written]) -> np.ndarray:
+        return np.array([0, -before[-1].span if self.pace and before else 0, 0])
 
     def write(self, codes: np.ndarray, learn: bool = False) -> Written:
         codes = np.asarray(codes)

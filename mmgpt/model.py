@@ -63,13 +63,13 @@ class Port:
     table: nn.Module | None = None  # codes -> vectors, where they are no rows of the table of all ids (Janus)
     unconditional: Callable[[Sequence[Part]], list[Part]] = unconditional_form  # what guidance compares with
 
-    def write(self, part: Part, name: str) -> Written:
+    def write(self, part: Part, name: str, before: Sequence[Written] = ()) -> Written:
         if self.reads is not None and not part.learn and part.codes is None:
             return self.reads.write(self.encoder.prepare(part.value), name)
         if self.writes is None or self.codec is None:
             raise InputError(f"{name} can be read but not written by this model: it has no codec for it")
         written = self.writes.write(self.codec.encode(part.value) if part.codes is None else part.codes, part.learn)
-        return replace(written, head=name)
+        return replace(written, head=name, place_N3=written.place_N3 + self.writes.shift(before))
 
 
 class GPT(nn.Module):
@@ -122,8 +122,11 @@ class GPT(nn.Module):
 
     def write(self, sample: Sample | Iterable[Part]) -> Document:
         """A sample as its document: what is written in the stream, segment by segment."""
-        head = [] if self.begin is None else [control(self.begin)]
-        return [*head, *(self.ports[name].write(part, name) for part in sample for name in [self.port_of(part.value)])]
+        document = [] if self.begin is None else [control(self.begin)]
+        for part in sample:
+            name = self.port_of(part.value)
+            document.append(self.ports[name].write(part, name, document))
+        return document
 
     def embed(self, stream: Stream) -> Float[Tensor, "B T D"]:
         x_BTD = self.table(stream.ids_BT)

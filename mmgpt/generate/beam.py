@@ -63,7 +63,7 @@ def search(gpt, row: Row, scores: Callable[[str, Choice, Tensor], Tensor]) -> No
             cache.put(target, kept[source])
         beams = [(score, [*beams[source][1], id]) for score, source, id in going]
         ids = torch.tensor([[id] for *_, id in going], device=gpt.device)
-        place = torch.from_numpy(script.place_N3[slots + steps - 1] + branch.base).to(gpt.device)
+        place = torch.from_numpy(script.place_N3[slots + steps - 1] + branch.origin_3).to(gpt.device)
         blocks = torch.full_like(ids, block + len(pending) + steps - 1)
         stream = Stream(ids, torch.ones_like(ids), blocks, place.expand(len(going), 1, 3))
         h_ND = gpt(stream, cache[: len(going)])[:, 0]

@@ -253,7 +253,7 @@ class Engine:
                 row, found = guesses[r]
                 slot, n = row.automaton.length, n + len(found)
                 ids[r, len(new) : n] = found
-                position[r, len(new) : n] = row.automaton.script.place_N3[slot : slot + len(found)] + branches[r].base
+                position[r, len(new) : n] = row.automaton.script.place_N3[slot : slot + len(found)] + branches[r].origin_3
             document[r, :n], block[r, :n] = 1, range(first, first + n)
         self.make_room(0, int(self.cache.used_R[: len(branches)].max()) + most)
         stream = Stream(*(torch.from_numpy(x) for x in (ids, document, block, position))).to(self.gpt.device)

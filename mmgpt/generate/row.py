@@ -1,7 +1,7 @@
 """A request at work: what it has read and written, what may come next, and what it tells on the way."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 
 import numpy as np
@@ -21,6 +21,7 @@ class Branch:
 
     document: Document
     base: int = 0  # where the segment that is being written begins
+    shift_3: np.ndarray = field(default_factory=lambda: np.zeros(3, np.int64))  # and how far off it its places lie
     block: int = 0
     pending: list[int] = field(default_factory=list)  # ids that are written and not yet read, and their places
     places: list[np.ndarray] = field(default_factory=list)
@@ -30,9 +31,14 @@ class Branch:
         self.base = sum(written.span for written in self.document)
         self.block = sum(len(written) - int((written.whole_N[1:] & written.whole_N[:-1]).sum()) for written in self.document)
 
+    @property
+    def origin_3(self) -> np.ndarray:
+        """What the places of the segment that is being written count from."""
+        return self.base + self.shift_3
+
     def push(self, id: int, place_3: np.ndarray) -> None:
         self.pending.append(id)
-        self.places.append(place_3 + self.base)
+        self.places.append(place_3 + self.origin_3)
 
     def take(self) -> tuple[list[int], np.ndarray, int]:
         """The pending ids, their positions and the first one's block; they are pending no more."""
@@ -116,6 +122,8 @@ class Row:
         """A segment begins."""
         self.name, self.port, self.head = name, self.gpt.ports[name], self.gpt.heads[name]
         self.automaton = Automaton([script for size in sizes for script in self.port.writes.scripts(size)])
+        for branch in self.branches:
+            branch.shift_3 = self.port.writes.shift(branch.document)
         self.sampling = self.request.sampling or self.port.sampling
         self.ids: list[int] = []
         self.told = 0  # of the segment: characters, or rows or frames of codes
@@ -231,7 +239,7 @@ class Row:
         span = int(script.place_N3[:n].max(initial=-1)) + 1
         written = Written(ids, script.open_N[:n], np.zeros(n, bool), script.place_N3[:n], span, True, head=self.name)
         for branch in self.branches:
-            branch.document = [*branch.document, written]
+            branch.document = [*branch.document, replace(written, place_N3=written.place_N3 + branch.shift_3)]
             branch.base += span
         self.parts.append(part)
         self.all_ids += self.ids

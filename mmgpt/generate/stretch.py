@@ -94,4 +94,4 @@ def costs_of(drawn: list[tuple[Tensor, Tensor]]) -> Tensor:
 def places(row: Row, branch, count: int) -> np.ndarray:
     """Where the id stands that a branch reads next, and those that it will read after it."""
     here = row.automaton.length
-    return np.concatenate([np.stack(branch.places), row.automaton.script.place_N3[here : here + count - 1] + branch.base])
+    return np.concatenate([np.stack(branch.places), row.automaton.script.place_N3[here : here + count - 1] + branch.origin_3])

@@ -24,7 +24,7 @@ from mmgpt.encoders.codes import Table
 from mmgpt.errors import InputError, TrainingError
 from mmgpt.generate.guidance import unconditional_form
 from mmgpt.generate.sampling import GREEDY, Sampling
-from mmgpt.layout import CodesLayout, FramesLayout, Span, SpritesLayout, TextLayout, VectorsLayout
+from mmgpt.layout import Span, VectorsLayout, WrittenLayout
 from mmgpt.pack import Document
 from mmgpt.types import Grid, Part, Prepared, Sample, Segment, Stream, Written
 
@@ -55,7 +55,7 @@ class Port:
     encoder: nn.Module | None = None  # with `reads`: given segments become vectors
     reads: VectorsLayout | None = None
     codec: Codec | None = None  # with `writes`: learned segments (and given ones, without `reads`) become codes
-    writes: TextLayout | CodesLayout | FramesLayout | SpritesLayout | None = None
+    writes: WrittenLayout | None = None
     grid: Grid | None = None  # the size that is written where the caller names none (text: at most so many ids)
     head: Callable[[nn.Embedding, Span], nn.Module] = TableHead
     sampling: Sampling = GREEDY  # how its codes are drawn, and with which guidance, where the caller does not say

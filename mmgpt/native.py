@@ -25,6 +25,7 @@ from mmgpt.checkpoint import load_exactly, match, parsed, read_folder, write_fol
 from mmgpt.decoders.audio_codec import AudioCodec, AudioCodecConfig, SoundCodec
 from mmgpt.decoders.image_codec import ImageCodec, ImageCodecConfig, PictureCodec
 from mmgpt.decoders.sprite_codec import FIRST, LATER, SpriteCodec
+from mmgpt.decoders.sprite_layout import SpritesLayout
 from mmgpt.decoders.transformer import DecoderConfig
 from mmgpt.decoders.video_codec import VideoCodec
 from mmgpt.encoders.audio import FrameEncoder, MelEncoder
@@ -34,7 +35,7 @@ from mmgpt.encoders.video import VideoEncoder
 from mmgpt.encoders.whisper import WhisperEncoder
 from mmgpt.errors import CheckpointError, InputError, MmgptError
 from mmgpt.generate.sampling import Sampling
-from mmgpt.layout import CodesLayout, FramesLayout, Span, SpritesLayout, TextLayout, VectorsLayout
+from mmgpt.layout import CodesLayout, FramesLayout, Span, TextLayout, VectorsLayout
 from mmgpt.model import GPT, Port
 from mmgpt.tensorfile import AGAIN, STEP, restored, rounded, without_steps
 from mmgpt.types import Audio, Video

@@ -15,6 +15,7 @@ from tiny import any_gpt, clip, gap, picture, tiny_gpt, tone
 import mmgpt
 from mmgpt.errors import CheckpointError, InputError
 from mmgpt.generate.request import Chunk, Preview
+from mmgpt.generate.row import Row
 from mmgpt.hub import load
 from mmgpt.layout import Automaton, FramesLayout, Span, parse
 from mmgpt.native import NativeConfig, SoundConfig, VideoConfig, build_from, save
@@ -86,6 +87,42 @@ def test_a_layout_whose_ids_do_not_fit_is_refused():
 def test_sizes_that_are_no_frames_are_refused(grid):
     with pytest.raises(InputError, match="3.*at least 1 frame"):
         LAYOUT.script(grid)
+
+
+def spoken(frames: int) -> Part:
+    return Part(tone(), True, np.zeros((frames, 2), int))
+
+
+def test_sound_stands_beside_the_words_before_it_where_it_has_a_pace():
+    """On the second axis alone: three frames a word, from where the words begin; what follows stands where it always does."""
+    placed = [pack([any_gpt(pace=pace).write([Part("a cat sat"), spoken(7), Part("b")])], {}).position_BT3[0] for pace in (0, 3)]
+    behind, beside = (position_T3.tolist() for position_T3 in placed)
+    words = next(n for n, place in enumerate(behind) if place != beside[n])  # begin and the words: the sound opens behind them
+    assert [place[::2] for place in beside] == [place[::2] for place in behind] and beside[:words] == behind[:words]
+    second = [place[1] - 1 for place in beside[words:]]
+    assert second[: 1 + 2 * 7] == [0, *[n // 3 for n in range(1, 8) for _ in range(2)]] and beside[words + 16 :] == behind[words + 16 :]
+
+
+@pytest.mark.parametrize("to", ["audio", ("text", "audio"), ("audio", "audio")])
+def test_what_stands_beside_words_is_drawn_where_it_is_learned(to):
+    """Each id that the engine reads stands where it stands in a training document, guided or not."""
+    gpt, streams = any_gpt(pace=2), []
+    forward = gpt.forward
+    gpt.forward = lambda stream, *rest: (streams.append(stream), forward(stream, *rest))[1]
+    (result,) = mmgpt.Engine(gpt).run([mmgpt.Request(["a cat"], to, guidance=2.0, seed=3)])
+    for row, parts in enumerate(([Part("a cat")], gpt.ports["audio"].unconditional([Part("a cat")]))):
+        stream = pack([gpt.write([*parts, *result.parts])], {})
+        read = torch.cat([one.position_BT3[row][one.document_BT[row] > 0] for one in streams])
+        assert read.tolist() == stream.position_BT3[0, : len(read)].tolist() and len(read) == stream.ids_BT.shape[1] - 1
+
+
+def test_a_document_that_is_written_is_the_one_that_would_be_learned():
+    gpt = any_gpt(pace=2)
+    row = Row(gpt, mmgpt.Request(["a cat"], ("text", "audio", "audio"), guidance=1.0))
+    while not row.done:
+        row.push(row.choice.at(len(row.choice.spans[0]) - 1), 0.0)
+    written, learned = (pack([document], {}) for document in (row.branches[0].document, gpt.write([Part("a cat"), *row.result.parts])))
+    assert torch.equal(written.ids_BT, learned.ids_BT) and torch.equal(written.position_BT3, learned.position_BT3)
 
 
 # --- a model of all modalities --------------------------------------------------------------------------------------------------------

@@ -24,7 +24,8 @@ from mmgpt.generate.request import Preview
 from mmgpt.generate.row import Row
 from mmgpt.generate.stretch import alike
 from mmgpt.hub import load
-from mmgpt.layout import Automaton, Span, SpritesLayout, parse
+from mmgpt.decoders.sprite_layout import SpritesLayout
+from mmgpt.layout import Automaton, Span, parse
 from mmgpt.native import VideoConfig, build_from, save
 from mmgpt.pack import length, pack
 from mmgpt.types import Part, Video

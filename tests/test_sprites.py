@@ -17,6 +17,7 @@ from mmgpt.data.emoji import load_emoji, picture
 from mmgpt.decoders.image_codec import ImageCodec, ImageCodecConfig
 from mmgpt.decoders.sprite import Pose, drawn, thing_of
 from mmgpt.decoders.sprite_codec import FIRST, LATER, SpriteCodec, codes_of, poses_of
+from mmgpt.decoders.sprite_layout import SpritesLayout
 from mmgpt.errors import InputError, LengthError
 from mmgpt.evaluate.video import measured_motion
 from mmgpt.generate import stretch
@@ -24,7 +25,6 @@ from mmgpt.generate.request import Preview
 from mmgpt.generate.row import Row
 from mmgpt.generate.stretch import alike
 from mmgpt.hub import load
-from mmgpt.decoders.sprite_layout import SpritesLayout
 from mmgpt.layout import Automaton, Span, parse
 from mmgpt.native import VideoConfig, build_from, save
 from mmgpt.pack import length, pack

@@ -15,9 +15,9 @@ from PIL import Image
 from mmgpt.data.pictures import as_rgb
 from mmgpt.decoders.image_codec import ImageCodec, PictureCodec
 from mmgpt.decoders.sprite import PALE, Pose, Thing, course_of, drawn, exchanged, thing_of
+from mmgpt.decoders.sprite_layout import shots_of
 from mmgpt.encoders.video import check, evenly
 from mmgpt.errors import InputError
-from mmgpt.decoders.sprite_layout import shots_of
 from mmgpt.types import Video
 
 PLACES, SIZES, SMALLEST, LARGEST = 64, 32, 0.1, 1.2  # of a first frame: steps across the frame; sizes, evenly by ratio, as shares of its side

@@ -1,5 +1,6 @@
 """PIL image -> one vector a patch: any size and aspect ratio, many pictures at once, nothing padded."""
 
+from collections.abc import Callable
 from math import prod
 
 import numpy as np
@@ -14,7 +15,7 @@ from mmgpt.encoders.conv import Downsample, ResidualBlock, fold
 from mmgpt.encoders.efficientnet import MEAN, STD, STRIDE, WIDTH, LiteBlocks
 from mmgpt.encoders.places import Places, on_grid
 from mmgpt.errors import InputError
-from mmgpt.types import Grid, Prepared
+from mmgpt.types import Prepared
 
 TOGETHER = 16  # pictures, with what a network makes of them, that the caches of a CPU hold
 
@@ -100,22 +101,30 @@ class ConvEncoder(PatchEncoder):
         self.map = nn.Sequential(*layers, nn.GroupNorm(8, widths[-1]), nn.SiLU(), nn.Conv2d(widths[-1], width, 1))
 
     def forward(self, prepared: Prepared, /) -> Float[Tensor, "N D"]:
-        pieces = prepared.values_NF.to(self.places.tables[0].dtype).split([prod(grid) for grid in prepared.grids])
-        by_size: dict[Grid, list[int]] = {}
-        for number, grid in enumerate(prepared.grids):
-            by_size.setdefault(grid, []).append(number)
-        found: list[Tensor] = list(pieces)
-        for (_, rows, columns), numbers in by_size.items():
-            values = torch.stack([pieces[n] for n in numbers])
-            pixels = rearrange(values, "b (h w) (p q c) -> b c (h p) (w q)", h=rows, w=columns, p=self.patch, q=self.patch)
-            vectors = rearrange(self.see(pixels.contiguous(memory_format=torch.channels_last)), "b d h w -> b (h w) d")
-            for n, vector in zip(numbers, vectors, strict=True):
-                found[n] = vector
-        return torch.cat(found) + self.places(prepared.place_N3)
+        def seen(pixels: Tensor, frames: list[int]) -> Tensor:
+            return self.see(pixels.contiguous(memory_format=torch.channels_last))
+
+        return together(prepared, self.patch, self.places.tables[0].dtype, seen) + self.places(prepared.place_N3)
 
     def see(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D h w"]:
         """Pixels in [-1, 1] -> a vector a patch."""
         return self.map(fold(pixels, 2, 2))
+
+
+def together(
+    prepared: Prepared, patch: int, dtype: torch.dtype, network: Callable[[Float[Tensor, "T 3 H W"], list[int]], Float[Tensor, "T D h w"]]
+) -> Float[Tensor, "N D"]:
+    """What a network sees in pictures or clips. Those of one size go through it together: it is given their frames and how many each has."""
+    pieces = prepared.values_NF.to(dtype).split([prod(grid) for grid in prepared.grids])
+    found = list(pieces)
+    for rows, columns in dict.fromkeys(grid[1:] for grid in prepared.grids):
+        numbers = [n for n, grid in enumerate(prepared.grids) if grid[1:] == (rows, columns)]
+        values = torch.cat([pieces[n] for n in numbers])
+        frames = rearrange(values, "(t h w) (p q c) -> t c (h p) (w q)", h=rows, w=columns, p=patch, q=patch)
+        vectors = rearrange(network(frames, [prepared.grids[n][0] for n in numbers]), "t d h w -> (t h w) d")
+        for n, vector in zip(numbers, vectors.split([len(pieces[n]) for n in numbers]), strict=True):
+            found[n] = vector
+    return torch.cat(found)
 
 
 def enlarged(pixels: Float[Tensor, "B 3 H W"], size: list[int]) -> Float[Tensor, "B 3 h w"]:

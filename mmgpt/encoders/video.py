@@ -1,16 +1,13 @@
 """Frames -> one vector a patch of every frame: the image encoder plus time; clips of any length and size at once, nothing padded."""
 
-from math import prod
-
 import numpy as np
 import torch
-from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmgpt.encoders.conv import Downsample, ResidualBlock, fold
-from mmgpt.encoders.image import PatchEncoder
+from mmgpt.encoders.image import PatchEncoder, together
 from mmgpt.encoders.places import on_grid
 from mmgpt.errors import InputError
 from mmgpt.types import Prepared, Video
@@ -97,17 +94,9 @@ class VideoEncoder(nn.Module):
         return found_ND if self.changes is None else found_ND + self.changed(prepared)
 
     def changed(self, prepared: Prepared) -> Float[Tensor, "N D"]:
-        """Clips whose frames have one size go through the network together."""
-        clips = prepared.values_NF.to(self.time.weight.dtype).split([prod(grid) for grid in prepared.grids])
-        found = list(clips)
-        for size in dict.fromkeys(grid[1:] for grid in prepared.grids):
-            numbers = [n for n, grid in enumerate(prepared.grids) if grid[1:] == size]
-            values = torch.cat([clips[n] for n in numbers])
-            frames = rearrange(values, "(t h w) (p q c) -> t c (h p) (w q)", h=size[0], w=size[1], p=self.image.patch, q=self.image.patch)
-            counts = [prepared.grids[n][0] for n in numbers]
+        def moved(frames: Tensor, counts: list[int]) -> Tensor:
             first_T = torch.zeros(len(frames), dtype=torch.bool, device=frames.device)
             first_T[[sum(counts[:n]) for n in range(len(counts))]] = True
-            vectors = rearrange(self.changes(frames, first_T), "t d h w -> (t h w) d")
-            for n, vector in zip(numbers, vectors.split([len(clips[n]) for n in numbers]), strict=True):
-                found[n] = vector
-        return torch.cat(found)
+            return self.changes(frames, first_T)
+
+        return together(prepared, self.image.patch, self.time.weight.dtype, moved)

@@ -146,6 +146,11 @@ class WrittenLayout:
         """How many codes a segment of this size has at most: known before a script is made."""
         return prod(grid)
 
+    @property
+    def hideable(self) -> Span:
+        """The ids that may be hidden from those behind them while they are learned."""
+        return self.ids
+
     def shift(self, before: Sequence[Written]) -> np.ndarray:
         """How far the segment's places lie off where it begins, by axis, behind these segments."""
         return np.zeros(3, np.int64)
@@ -274,9 +279,13 @@ class FramesLayout(WrittenLayout):
     """Frames of `quantizers` codes each, as many as it takes (sound): each quantizer has ids of its own. Causal.
 
     begin  a b  a b  ...  a b  end      `ids`: end, all a's, all b's; `end` may come wherever a frame may, but for the first one
+    begin  w a a a  w a a  ...    end    with `words`: behind those so many ids more, of the words, each before the frames that say it
 
     `pace`: on the second axis a frame does not stand behind the segment before (the words that it says) but beside it, so many frames to a place.
     What is to be said next then lies near, which is a prior of how words and sound are aligned (as in Badlani et al., 2021, arXiv:2108.10447).
+
+    Words among the frames say which one is being said, and whoever writes them need not find it out (inner monologue: Défossez et al., 2024,
+    arXiv:2410.00037; before the frames of each: Song et al., 2024, arXiv:2401.07333). They are codes of their own, behind the codec's.
 
     Every code has a slot of its own. A frame's later codes are drawn knowing its first, as by a depth predictor (Lee et al., 2022,
     arXiv:2203.01941), but by the decoder itself; none is drawn blindly, as in a delay pattern (Copet et al., 2023, arXiv:2306.05284).
@@ -286,10 +295,15 @@ class FramesLayout(WrittenLayout):
     ids: Span
     quantizers: int = 1
     pace: int = 0
+    words: int = 0
 
     def __post_init__(self):
-        if self.quantizers < 1 or len(self.ids) <= 1 or (len(self.ids) - 1) % self.quantizers:
-            raise InputError(f"{len(self.ids)} ids for {self.quantizers} quantizers: one for the end, and as many of each quantizer")
+        if self.quantizers < 1 or len(self.ids) <= 1 + self.words or (len(self.ids) - 1 - self.words) % self.quantizers:
+            raise InputError(
+                f"{len(self.ids)} ids for {self.quantizers} quantizers and {self.words} words: one for the end, as many of each, and the words"
+            )
+        if self.words < 0 or self.words and self.quantizers > 1:
+            raise InputError(f"{self.words} words among frames of {self.quantizers} codes: words need frames of one code")
 
     @property
     def end(self) -> int:
@@ -298,7 +312,12 @@ class FramesLayout(WrittenLayout):
     @property
     def num_codes(self) -> int:
         """Of one quantizer."""
-        return (len(self.ids) - 1) // self.quantizers
+        return (len(self.ids) - 1 - self.words) // self.quantizers
+
+    @property
+    def hideable(self) -> Span:
+        """Not the words: they are what is left to go by."""
+        return Span(self.ids.start, self.ids.stop - self.words)
 
     @lru_cache(maxsize=2048)  # noqa: B019 - as many lengths as clips may have
     def script(self, grid: Grid) -> Script:
@@ -306,6 +325,8 @@ class FramesLayout(WrittenLayout):
         if frames < 1 or (rows, columns) != (1, self.quantizers):
             raise InputError(f"{grid} codes cannot be written by this layout: use (frames, 1, {self.quantizers}), at least 1 frame")
         spans = [Span(self.end + 1 + n * self.num_codes, self.end + 1 + (n + 1) * self.num_codes) for n in range(self.quantizers)]
+        if self.words:
+            spans = [Span(self.end + 1, self.ids.stop)]
         later = [Span(self.end, spans[0].stop), *spans[1:]]
         places_N3 = np.array([0, *np.repeat(np.arange(1, frames + 1), columns), frames + 1])[:, None].repeat(3, 1)
         if self.pace:
@@ -320,15 +341,15 @@ class FramesLayout(WrittenLayout):
         if not np.issubdtype(codes.dtype, np.integer):
             raise InputError(f"codes of type {codes.dtype}: pass whole numbers")
         codes = codes.reshape(-1, codes.shape[-1]) if codes.ndim else codes.reshape(1, 1)
-        if codes.size and not 0 <= codes.min() <= codes.max() < self.num_codes:
-            raise InputError(f"codes {codes.min()}..{codes.max()}: this layout writes codes 0..{self.num_codes - 1}")
+        if codes.size and not 0 <= codes.min() <= codes.max() < self.num_codes + self.words:
+            raise InputError(f"codes {codes.min()}..{codes.max()}: this layout writes codes 0..{self.num_codes + self.words - 1}")
         ids = codes + self.end + 1 + np.arange(codes.shape[1]) * self.num_codes
         written = self.script((len(codes), 1, codes.shape[1])).write(ids, learn)
         written.choice_N[-1] = True  # where a head wrote codes it also chose to end them
         return written
 
     def codes(self, ids: np.ndarray, grid: Grid) -> np.ndarray:
-        """Ids of the open slots -> codes (frames, 1, quantizers) of all frames that are complete."""
+        """Ids of the open slots -> codes (frames, 1, quantizers) of all frames that are complete, and of the words among them."""
         ids = ids[ids != self.end]
         frames_TK = ids[: len(ids) // self.quantizers * self.quantizers].reshape(-1, self.quantizers)
         return (frames_TK - self.end - 1 - np.arange(self.quantizers) * self.num_codes)[:, None]

@@ -49,7 +49,7 @@ MAX_SIDE = 4096  # pixels of a picture's side, as much as any picture may have t
 @dataclass(frozen=True)
 class SoundConfig:
     """How sound is read, by a `mel`, a `whisper` (of so many `blocks` both) or a `frames` encoder, and written, by the codec; up to `seconds`.
-    `pace`: see `FramesLayout`."""
+    `pace`, and `words` among its frames: see `FramesLayout`."""
 
     codec: AudioCodecConfig = field(default_factory=AudioCodecConfig)
     encoder: str = "mel"
@@ -58,8 +58,11 @@ class SoundConfig:
     guidance: float = 1.0
     blocks: int = 0
     pace: int = 0
+    words: bool = False
 
     def __post_init__(self):
+        if self.words and self.codec.quantizers > 1:
+            raise InputError(f"words=True and a codec of {self.codec.quantizers} quantizers: words need frames of one code")
         if self.pace < 0:
             raise InputError(f"pace={self.pace}: use 0, or how many frames stand beside one id of the words that they say")
         if self.encoder not in SOUND_ENCODERS or not 0 < self.seconds <= 600:
@@ -69,8 +72,8 @@ class SoundConfig:
 
     @property
     def frames(self) -> int:
-        """The most frames of codes that are written."""
-        return max(1, int(self.seconds * self.codec.rate / self.codec.hop))
+        """The most frames of codes that are written, the words among them too."""
+        return max(1, int((1.5 if self.words else 1) * self.seconds * self.codec.rate / self.codec.hop))
 
 
 @dataclass(frozen=True)
@@ -174,7 +177,7 @@ def build(config: NativeConfig, text: TextCodec, codec: ImageCodec, sound: Audio
     else:
         shown = codes
     if config.audio:
-        ports["audio"] = sound_port(config.audio, sound, config.decoder.width, ids)
+        ports["audio"] = sound_port(config.audio, sound, config.decoder.width, ids, config.num_text if config.audio.words else 0)
     if config.video:
         ports["video"] = video_port(config.video, codec, ports["image"], shown, ids)
     model = GPT(config.decoder, ports, ids.used, begin, config.max_length)
@@ -182,15 +185,15 @@ def build(config: NativeConfig, text: TextCodec, codec: ImageCodec, sound: Audio
     return model
 
 
-def sound_port(config: SoundConfig, codec: AudioCodec, width: int, ids: Ids) -> Port:
+def sound_port(config: SoundConfig, codec: AudioCodec, width: int, ids: Ids, words: int) -> Port:
     opened, closed = (ids.take().start for _ in range(2))
     quantizers = config.codec.quantizers
     return Port(
         Audio,
         SOUND_ENCODERS[config.encoder](width, max_seconds=config.seconds, **({"blocks": config.blocks} if config.encoder in LAYERED else {})),
         VectorsLayout(opened, closed, whole=False, flat=True),
-        SoundCodec(codec),
-        FramesLayout(opened, ids.take(1 + config.codec.num_codes * quantizers), quantizers, config.pace),
+        SoundCodec(codec, words=words),
+        FramesLayout(opened, ids.take(1 + config.codec.num_codes * quantizers + words), quantizers, config.pace, words),
         (config.frames, 1, quantizers),
         sampling=Sampling(config.temperature),
         guidance=config.guidance,

@@ -307,7 +307,7 @@ def test_a_target_is_learned_once():
 def test_codes_are_hidden_but_not_words():
     gpt = any_gpt()
     stream = MixTask(gpt, directions(gpt), 128).batch(0)
-    gone = hidden(stream, ["audio", "video"], gpt.begin, 1.0, torch.Generator().manual_seed(0))
+    gone = hidden(stream, {name: gpt.spans[name] for name in ("audio", "video")}, gpt.begin, 1.0, torch.Generator().manual_seed(0))
     changed = (gone.ids_BT != stream.ids_BT).flatten()
     coded = torch.cat([target.slot_N + 1 for target in stream.targets if target.head != "text"])
     assert 0 < changed.sum() < len(coded) and not changed[[n for n in range(len(changed)) if n not in set(coded.tolist())]].any()

@@ -152,7 +152,8 @@ class SoundStream:
     samples  0   | 1 2 | 3      the last ones come with `last=True`
     """
 
-    def __init__(self, codec: AudioCodec):
+    def __init__(self, codec: AudioCodec, words: int = 0):
+        self.words = words
         self.codec, self.said, self.heard = codec, 0, 0  # steps that were said; steps whose samples were given
         self.context: Tensor | None = None  # the last codes, for the convolutions
         self.voice: Voice | None = None  # the last steps, from `begin` on, in the middle of which so many cycles had begun
@@ -161,7 +162,7 @@ class SoundStream:
     @torch.no_grad()
     def push(self, codes: Int[np.ndarray, "T *one K"], last: bool = False) -> Audio | None:
         """What is certain now; None if there is nothing more."""
-        if len(codes):
+        if len(codes := sounding(codes, self.codec.num_codes, self.words)):
             self.say(codes)
         ready = max(self.heard, self.said - (0 if last else REACH))
         if ready == self.heard:
@@ -195,22 +196,25 @@ def rows(codes: Int[np.ndarray, "T *one K"], codec: AudioCodec) -> Int[Tensor, "
 
 
 class SoundCodec(nn.Module):
-    """A codec on sounds of any rate: channels are mixed, silence fills the last frame; what comes back is mono at 16 kHz."""
+    """A codec on sounds of any rate: channels are mixed, silence fills the last frame; what comes back is mono at 16 kHz.
 
-    def __init__(self, codec: AudioCodec, max_seconds: float = 600.0):
+    So many codes behind the codec's own are `words` (see `FramesLayout`): they are passed over. Words alone are a frame of silence.
+    """
+
+    def __init__(self, codec: AudioCodec, max_seconds: float = 600.0, words: int = 0):
         super().__init__()
-        self.codec, self.max_seconds = codec, max_seconds
+        self.codec, self.max_seconds, self.words = codec, max_seconds, words
         self.num_codes, self.quantizers, self.rate = codec.num_codes, codec.quantizers, codec.config.rate
 
     def facts(self) -> dict:
         """What it is built of, but for its weights."""
-        return {"codec": asdict(self.codec.config), "max_seconds": self.max_seconds}
+        return {"codec": asdict(self.codec.config), "max_seconds": self.max_seconds, "words": self.words}
 
     @classmethod
     def of(cls, facts: Mapping, place: Path) -> "SoundCodec":
         settings = {key: tuple(value) if isinstance(value, list) else value for key, value in facts["codec"].items()}
         with torch.device("cpu"):  # its quantiser holds tensors that are in no file
-            return cls(AudioCodec(AudioCodecConfig(**settings)), facts["max_seconds"])
+            return cls(AudioCodec(AudioCodecConfig(**settings)), facts["max_seconds"], facts.get("words", 0))
 
     def encode(self, value: Audio, /) -> Int[np.ndarray, "T K"]:
         sound_N = mono(value, self.max_seconds)
@@ -218,8 +222,16 @@ class SoundCodec(nn.Module):
         return self.codec.encode(whole[None])[0].cpu().numpy()
 
     def decode(self, codes: Int[np.ndarray, "T *one K"], /) -> Audio:
+        codes = sounding(codes, self.num_codes, self.words)
+        if not len(codes) and self.words:
+            return Audio(torch.zeros(self.codec.hop), self.rate)
         return Audio(self.codec.decode(rows(codes, self.codec))[0].cpu(), self.rate)
 
     def stream(self) -> SoundStream:
         """One sound, whose codes come chunk by chunk."""
-        return SoundStream(self.codec)
+        return SoundStream(self.codec, self.words)
+
+
+def sounding(codes: Int[np.ndarray, "T *one K"], num_codes: int, words: int) -> Int[np.ndarray, "T *one K"]:
+    """The codes without the words among them."""
+    return codes[(codes < num_codes).reshape(len(codes), -1).all(1)] if words else codes

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mmgpt.data.footage import Clip
@@ -93,6 +93,36 @@ def speech_codes(gpt: GPT, rows: Sequence[Speech], voice: str | None) -> list[np
     codec = gpt.ports["audio"].codec
     found = iter(coded(codec.codec, [row.audio for row in said], lambda n: codec.encode(said[n].sound), "speech"))
     return [next(found) if row.voice == voice else np.zeros((0, 1), np.int64) for row in rows]
+
+
+def with_words(codes: Int[np.ndarray, "T 1"], starts: Sequence[int], words: Sequence[int]) -> Int[np.ndarray, "N 1"]:
+    """The codes of a sound with its words (codes of their own) among them, each before the frame with which it begins.
+
+    example: codes 5 6 7, starts 0 2, words 90 91    90 5 6 91 7
+    """
+    return np.insert(codes[:, 0], list(starts), list(words))[:, None]
+
+
+def spelled(gpt: GPT, ears, rows: Sequence[Speech], codes: Sequence[np.ndarray], heard: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Codes of speech with the pieces of their words among them, where `ears` hear them begin; of clips without codes, or too long to be heard, none.
+    `heard`: as in `speech_directions`."""
+    from mmgpt.train.ears import beginnings
+
+    layout, text, found = gpt.ports["audio"].writes, gpt.ports["text"].codec, []
+    device = next(ears.parameters()).device
+    for n, row in enumerate(rows):
+        if not len(codes[n]) or not fits(row, ears.encoder.max_seconds):
+            found.append(codes[n][:0])
+            continue
+        with torch.no_grad():
+            prepared = there(ears.encoder.prepare(row.sound), device) if not heard else None
+            vectors = ears.encoder(prepared) if prepared else ears.encoder.out(torch.from_numpy(heard[n]).float().to(device))
+            scores_TL = ears.scores(vectors).cpu()
+        pieces = text.encode(row.text)
+        starts = beginnings(scores_TL, [text.written(np.array([piece])) for piece in pieces])
+        frames = [min(start * len(codes[n]) // len(scores_TL), len(codes[n])) for start in starts]
+        found.append(with_words(codes[n], frames, layout.num_codes + pieces))
+    return found
 
 
 def clip_codes(gpt: GPT, clips: Sequence[Clip], pictures: Mapping[tuple[str, str], np.ndarray] | None = None) -> list[np.ndarray]:

@@ -5,6 +5,7 @@ letters stand nobody says: all ways to write the words so are counted (CTC: Grav
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -120,6 +121,25 @@ def heard(model: Ears, sound: Audio) -> str:
     """The likeliest letter at each vector; one that stays is one, blanks are nothing."""
     best = torch.unique_consecutive(model(model.encoder.prepare(sound)).argmax(-1)).tolist()
     return "".join(LETTERS[i - 1] for i in best if i)
+
+
+@torch.no_grad()
+def beginnings(scores_TL: Float[Tensor, "T L"], pieces: Sequence[str]) -> list[int]:
+    """At which vector each piece of a text begins to be heard, from scores of letters: where the first letter of it is in the likeliest way to hear
+    all of them (forced alignment: Graves et al., 2006; torchaudio's). Where there are more letters than vectors, they are spread evenly."""
+    from torchaudio.functional import forced_align, merge_tokens
+
+    written = [[1 + LETTERS.index(c) for c in piece.lower() if c in LETTERS] for piece in pieces]
+    ids = [id for some in written for id in some]
+    firsts = np.cumsum([0, *(len(some) for some in written)])[:-1]  # the letter with which each piece begins, or the next one does
+    twice = sum(a == b for a, b in pairwise(ids))
+    if len(ids) + twice > len(scores_TL) or not ids:
+        starts = np.arange(len(ids)) * len(scores_TL) // max(1, len(ids))
+    else:
+        path, score = forced_align(scores_TL.float().log_softmax(-1)[None], torch.tensor([ids]))
+        starts = np.array([span.start for span in merge_tokens(path[0], score[0])])
+    found = [int(starts[first]) if first < len(starts) else len(scores_TL) for first in firsts]
+    return [0, *found[1:]]
 
 
 def blocks_of(encoder: nn.Module) -> nn.ModuleList:

@@ -12,7 +12,7 @@ from mmgpt.data.files import save_file, suffix_of
 from mmgpt.decoders.attention import BACKENDS
 from mmgpt.errors import TrainingError
 from mmgpt.generate.engine import Request, run
-from mmgpt.layout import CodesLayout
+from mmgpt.layout import CodesLayout, Span
 from mmgpt.model import GPT
 from mmgpt.native import save
 from mmgpt.pack import Document, pack
@@ -58,7 +58,8 @@ class MixTask:
     ):
         self.model, self.directions, self.row_length, self.seed = model, [d for d in directions if d.count], row_length, seed
         self.loss_weights, self.hide, self.card, self.swap = dict(loss_weights or {}), hide, card, swap
-        self.coded = [name for name in model.heads if not getattr(model.ports[name].writes, "ends", ())]  # all that is no text
+        written = {name: model.ports[name].writes for name in model.heads}
+        self.coded = {name: layout.hideable for name, layout in written.items() if not getattr(layout, "ends", ())}  # all that is no text
         self.grids = [name for name in self.coded if isinstance(model.ports[name].writes, CodesLayout)]
         self.backend = backend or ("flex" if model.device.type == "cuda" else "sdpa")
         if self.backend not in BACKENDS or not self.directions or not 0 <= hide <= 1 or not 0 <= swap <= 1:
@@ -127,9 +128,10 @@ class MixTask:
         save(self.model, folder, weights, self.card, torch.float16)
 
 
-def hidden(stream: Stream, heads: Sequence[str], id: int, most: float, generator: torch.Generator) -> Stream:
-    """The stream with codes that these heads learn shown as `id`: none in half of the documents, up to `most` of them in the rest. Targets stay."""
-    coded = [target.slot_N + 1 for target in stream.targets if target.head in heads]
+def hidden(stream: Stream, heads: Mapping[str, Span], id: int, most: float, generator: torch.Generator) -> Stream:
+    """The stream with codes of these spans, that these heads learn, shown as `id`: none in half of the documents, up to `most` of them in the rest.
+    Targets stay."""
+    coded = [t.slot_N[(t.id_N >= heads[t.head].start) & (t.id_N < heads[t.head].stop)] + 1 for t in stream.targets if t.head in heads]
     if not coded:
         return stream
     slot_N = torch.cat(coded).sort().values

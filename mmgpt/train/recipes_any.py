@@ -104,6 +104,7 @@ class AnyOptions:
     encoder: str = "mel"  # or frames, or whisper (tools/convert_ears.py fetches it)
     ears: str = ""  # a folder that the recipe `ears` made: its encoder instead of a new one
     pace: int = 0  # so many frames of speech stand beside one id of the words that they say; 0: all stand behind the words
+    words: bool = False  # speech is written with its words among its frames, where `ears` hear them begin
     ear_blocks: int = 4  # the first so many of Whisper's
     moves: float = 0.3  # this share of clips is described by how they move alone
     ear_rate: float = 0.5  # what has learned to hear before (a tower, or an encoder with blocks) learns so much slower than the rest
@@ -129,7 +130,7 @@ def any_to_any(options: AnyOptions, settings: Settings, words: Words) -> Job:
     from mmgpt.data.speech import load_speech, of
     from mmgpt.hub import load
     from mmgpt.native import SoundConfig, VideoConfig, build_from
-    from mmgpt.train.any import clip_codes, clip_directions, clip_sights, picture_directions, speech_codes, speech_directions, speech_heard
+    from mmgpt.train.any import clip_codes, clip_directions, clip_sights, picture_directions, speech_codes, speech_directions, speech_heard, spelled
     from mmgpt.train.ears import blocks_of, load_ears
     from mmgpt.train.gpt import GPTTask, Mix
     from mmgpt.train.mix import MixTask
@@ -140,7 +141,7 @@ def any_to_any(options: AnyOptions, settings: Settings, words: Words) -> Job:
     if options.encoder == "whisper" and not 0 <= options.ear_blocks <= 4:
         raise TrainingError(f"encoder=whisper, ear_blocks={options.ear_blocks}: it has 4 blocks, use the first 0 to 4")
     had, film = model.config.audio, model.config.video
-    own = {"encoder": had.encoder, "ear_blocks": had.blocks, "pace": had.pace} if had else {}
+    own = {"encoder": had.encoder, "ear_blocks": had.blocks, "pace": had.pace, "words": had.words} if had else {}
     own |= {"video": film.codec, "changes": film.changes, "frames": film.frames, "side": film.side} if film else {}
     other = [f"{name}={getattr(options, name)} for {kept}" for name, kept in own.items() if name in words and getattr(options, name) != kept]
     if had and "codec" not in words and other:
@@ -149,12 +150,13 @@ def any_to_any(options: AnyOptions, settings: Settings, words: Words) -> Job:
         codec = load_codec(options.codec)
         kind = heard.kind if heard else options.encoder
         blocks = len(blocks_of(heard.encoder)) if heard else options.ear_blocks if kind == "whisper" else 0
-        audio = SoundConfig(codec.config, kind, options.seconds, blocks=blocks, pace=options.pace)
+        audio = SoundConfig(codec.config, kind, options.seconds, blocks=blocks, pace=options.pace, words=options.words)
         video = VideoConfig(options.frames, options.side, options.frames / SECONDS, changes=options.changes, codec=options.video)
         model = build_from(model, replace(model.config, audio=audio, video=video, max_length=options.max_length), codec)
         if kind == "whisper" and not heard and (had is None or had.encoder != "whisper"):
             model.encoders["audio"].tower.fill()
-    if heard:
+    now = model.config.audio
+    if heard and (had is None or (had.encoder, had.blocks) != (now.encoder, now.blocks)):
         model.encoders["audio"].load_state_dict(heard.encoder.state_dict())
     freeze(model, options.frozen)
     model.to(device_of(options.device)).train()
@@ -175,7 +177,11 @@ def any_to_any(options: AnyOptions, settings: Settings, words: Words) -> Job:
     shown = clip_codes(model, clips if options.animates else [], drawn)
     eyes, ears = model.encoders["image"], getattr(model.encoders["audio"], "tower", None)
     sights = clip_sights(model, clips) if options.describes and still(eyes) else []
-    vectors = speech_heard(model.encoders["audio"], speech) if options.transcribes and ears is not None and still(ears) else []
+    if model.config.audio.words and options.speaks and not heard:
+        raise TrainingError("words among the frames of speech, and no ears= to hear where they begin: name the folder of ears (mmgpt train ears)")
+    vectors = speech_heard(model.encoders["audio"], speech) if ears is not None and still(ears) else []
+    if model.config.audio.words and options.speaks:
+        said = spelled(model, heard, speech, said, vectors)
     directions = [
         *picture_directions(pictures),
         *speech_directions(model, speech, said, hearing, options.voice, options.drop, vectors),

@@ -158,6 +158,10 @@ def any_to_any(options: AnyOptions, settings: Settings, words: Words) -> Job:
     now = model.config.audio
     if heard and (had is None or (had.encoder, had.blocks) != (now.encoder, now.blocks)):
         model.encoders["audio"].load_state_dict(heard.encoder.state_dict())
+    if now.words and not (had and had.words):
+        speech_ids, ids = model.ports["audio"].writes, model.ports["text"].writes.ids
+        with torch.no_grad():  # a word among frames begins as what it is in a text
+            model.table.weight[speech_ids.hideable.stop : speech_ids.ids.stop] = model.table.weight[ids.start : ids.start + speech_ids.words]
     freeze(model, options.frozen)
     model.to(device_of(options.device)).train()
     model.rates = {"encoders.image.tower": 0.2} if model.config.tower else {}

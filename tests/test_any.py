@@ -20,6 +20,7 @@ from mmgpt.hub import load
 from mmgpt.layout import Automaton, FramesLayout, Span, parse
 from mmgpt.native import NativeConfig, SoundConfig, VideoConfig, build_from, save
 from mmgpt.pack import length, pack
+from mmgpt.train.any import with_words
 from mmgpt.train.mix import Direction, MixTask, hidden, swapped
 from mmgpt.types import Audio, Part, Video
 
@@ -114,6 +115,56 @@ def test_what_stands_beside_words_is_drawn_where_it_is_learned(to):
         stream = pack([gpt.write([*parts, *result.parts])], {})
         read = torch.cat([one.position_BT3[row][one.document_BT[row] > 0] for one in streams])
         assert read.tolist() == stream.position_BT3[0, : len(read)].tolist() and len(read) == stream.ids_BT.shape[1] - 1
+
+
+@bounded
+@given(st.integers(1, 9), st.integers(0, 10_000))
+def test_words_stand_among_frames(count, seed):
+    """Anywhere, as many as there are; the end comes behind one slot at least, and all of them parse back."""
+    layout = FramesLayout(5, Span(10, 10 + 1 + 4 + 3), words=3)
+    codes = np.random.default_rng(seed).integers(0, 7, (count, 1))
+    written = layout.write(codes, learn=True)
+    ids, script = parse(written.ids_N, [layout.script((count + 2, 1, 1))])
+    assert layout.num_codes == 4 and (layout.codes(ids, script.grid)[:, 0] == codes).all() and layout.hideable == Span(10, 15)
+    walk, drawn, random = Automaton([layout.script((count, 1, 1))]), [], Random(seed)
+    while (choice := walk.next()) is not None:
+        span = random.choice(choice.spans)
+        drawn.append(random.randrange(span.start, span.stop))
+        walk.push(drawn[-1])
+    assert drawn[0] == 5 and drawn[-1] == 10 and 10 not in drawn[:-1] and len(drawn) > 2
+    with pytest.raises(InputError, match="codes 7..7: this layout writes codes 0..6"):
+        layout.write(np.full((1, 1), 7))
+
+
+def test_words_need_frames_of_one_code():
+    with pytest.raises(InputError, match="3 words among frames of 2 codes"):
+        FramesLayout(5, Span(10, 10 + 1 + 8 + 3), 2, words=3)
+    with pytest.raises(InputError, match="words=True and a codec of 2 quantizers"):
+        any_gpt(words=True)
+
+
+def test_words_among_frames_are_never_hidden():
+    gpt = any_gpt(quantizers=1, words=True)
+    layout = gpt.ports["audio"].writes
+    codes = with_words(np.arange(9)[:, None], [0, 4, 9], [layout.num_codes + n for n in (5, 6, 7)])
+    stream = pack([gpt.write([Part("a cat"), Part(tone(), True, codes)])] * 20, gpt.spans)
+    gone = hidden(stream, {"audio": layout.hideable}, gpt.begin, 1.0, torch.Generator().manual_seed(0)).ids_BT
+    words = stream.ids_BT >= layout.hideable.stop
+    assert words.sum() == 60 and torch.equal(gone[words], stream.ids_BT[words]) and (gone != stream.ids_BT).sum() > 20
+    task = MixTask(gpt, directions(gpt), 128)
+    assert task.coded["audio"] == layout.hideable and task.coded["image"] == gpt.spans["image"] and "text" not in task.coded
+
+
+def test_a_sound_with_words_is_said_and_kept(tmp_path):
+    """A model whose speech has words among its frames: written, streamed, saved, read again."""
+    gpt = any_gpt(quantizers=1, words=True)
+    events = list(mmgpt.Engine(gpt).stream(mmgpt.Request(["a cat"], "audio", guidance=1.0, seed=4)))
+    chunks, result = [event.value.samples for event in events if isinstance(event, Chunk)], events[-1].result
+    frames = int((result.codes < gpt.ports["audio"].codec.num_codes).sum())
+    assert 0 < frames < len(result.codes) and result.value.samples.shape[-1] == frames * 640
+    assert gap(torch.cat(chunks, -1), result.value.samples) < 1e-4
+    again = load(save(gpt, tmp_path / "again"))
+    assert mmgpt.Engine(again).run([mmgpt.Request(["a cat"], "audio", guidance=1.0, seed=4)])[0].ids == result.ids
 
 
 def test_a_document_that_is_written_is_the_one_that_would_be_learned():

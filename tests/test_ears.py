@@ -3,15 +3,18 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
+from mutants import sound_file
 from tiny import any_gpt, gap, tone
 
 from mmgpt.data.speech import Speech
 from mmgpt.errors import CheckpointError, InputError, TrainingError
 from mmgpt.native import SoundConfig, build_from
 from mmgpt.train import ears
-from mmgpt.train.ears import LETTERS, Ears, EarTask, heard, load_ears, save_ears
+from mmgpt.train.any import spelled
+from mmgpt.train.ears import LETTERS, Ears, EarTask, beginnings, heard, load_ears, save_ears
 from mmgpt.types import Audio, join
 
 TEXTS = ["ab", "ba", "a", "bb", "b", "aa", "abb", "baa"]
@@ -133,3 +136,50 @@ def test_a_tower_that_stays_is_asked_once(monkeypatch, tmp_path):
     assert again.kind == "whisper" and gap(again.encoder(again.encoder.prepare(sounds[0])), model.encoder(model.encoder.prepare(sounds[0]))) == 0
     with pytest.raises(InputError, match="ears with encoder='frames': use one of mel, whisper"):
         Ears(32, 1, 2.0, "frames")
+
+
+SURE = 9.0
+
+
+def scores_of(letters: str) -> torch.Tensor:
+    """Of each vector, a letter that is sure, or `_`, the blank."""
+    score_TL = torch.zeros(len(letters), 1 + len(LETTERS))
+    for n, letter in enumerate(letters):
+        score_TL[n, 0 if letter == "_" else 1 + LETTERS.index(letter)] = SURE
+    return score_TL
+
+
+@pytest.mark.parametrize(
+    "heard_as, pieces, starts",
+    [
+        ("__a_b_b c_", ["a", "bb", " c"], [0, 4, 7]),  # each where its first letter is, and what begins a word where the space is
+        ("__ab__", ["a", "-", "b"], [0, 3, 3]),  # what has no letters begins with what follows
+        ("ab____", ["a", "b", "!"], [0, 1, 6]),
+        ("a_____", ["ab"], [0]),
+        ("abc", ["Ab", "cdefg", "h"], [0, 0, 2]),  # more letters than vectors: spread evenly
+        ("aa", ["a", "a"], [0, 1]),  # no room for the blank between
+        ("__", ["-"], [0]),
+    ],
+)
+def test_pieces_begin_where_their_letters_are_heard(heard_as, pieces, starts):
+    assert beginnings(scores_of(heard_as), pieces) == starts
+
+
+def test_words_stand_where_they_are_heard(monkeypatch):
+    """Codes of speech with its pieces among them: those of clips, in their order, each at its frame; from what was heard before as from the sound."""
+    gpt, text = any_gpt(quantizers=1, words=True), "a red cat"
+    model = Ears(gpt.config.decoder.width, 1, 2.0, "whisper")
+    row = Speech(sound_file(tone(1.0).samples.numpy()[:, None], 16_000, "WAV"), text, "tones", "name", "train", 1.0)
+    heard_as = " ".join("a_ _red_ _cat")  # 25 vectors
+    monkeypatch.setattr(Ears, "scores", lambda self, vectors_ND: scores_of(heard_as.replace(" ", "_")[: len(vectors_ND)]))
+    with torch.no_grad():
+        known = model.encoder.heard(model.encoder.prepare(row.sound)).half().numpy()
+    codes, long = np.arange(25)[:, None] % 16, Speech(row.audio, text, "tones", "name", "train", 9.0)
+    rows, given = [row, long, row], [codes, codes, codes[:0]]
+    for before in ([], [known] * 3):
+        found = spelled(gpt, model, rows, given, before)
+        first = gpt.ports["audio"].writes.num_codes
+        pieces = found[0][found[0] >= first] - first
+        assert gpt.ports["text"].codec.decode(pieces) == text and (found[0][found[0] < first] == codes[:, 0]).all()
+        assert [len(some) for some in found[1:]] == [0, 0]
+        assert found[0][0] >= first and (found[0][1:5] < first).any()

@@ -232,6 +232,6 @@ class SoundCodec(nn.Module):
         return SoundStream(self.codec, self.words)
 
 
-def sounding(codes: Int[np.ndarray, "T *one K"], num_codes: int, words: int) -> Int[np.ndarray, "T *one K"]:
+def sounding(codes: Int[np.ndarray, "T *one K"], num_codes: int, words: int) -> Int[np.ndarray, "S *one K"]:
     """The codes without the words among them."""
     return codes[(codes < num_codes).reshape(len(codes), -1).all(1)] if words else codes

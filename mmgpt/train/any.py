@@ -121,7 +121,7 @@ def spelled(gpt: GPT, ears, rows: Sequence[Speech], codes: Sequence[np.ndarray],
         pieces = text.encode(row.text)
         starts = beginnings(scores_TL, [text.written(np.array([piece])) for piece in pieces])
         frames = [min(start * len(codes[n]) // len(scores_TL), len(codes[n])) for start in starts]
-        found.append(with_words(codes[n], frames, layout.num_codes + pieces))
+        found.append(with_words(codes[n], frames, (layout.num_codes + pieces).tolist()))
     return found
 
 

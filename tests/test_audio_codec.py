@@ -1,6 +1,7 @@
 """Sound <-> codes: what is batched, streamed, saved or loaded is the same as alone, whole and before; and the judges of speech count right."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -172,7 +173,7 @@ def test_words_among_the_codes_make_no_sound():
     chunks = [x for n in range(16) for x in samples_of(stream.push(spoken[n : n + 1], last=n == 15))]
     assert torch.equal(codec.decode(spoken).samples, codec.decode(codes).samples) and gap(torch.cat(chunks), codec.decode(codes).samples) < 1e-4
     assert not codec.decode(spoken[:2]).samples.any() and codec.decode(spoken[:2]).samples.shape == (320,)
-    assert SoundCodec.of(codec.facts(), None).words == 10
+    assert SoundCodec.of(codec.facts(), Path(".")).words == 10
 
 
 @pytest.mark.parametrize("config", CONFIGS)

@@ -234,4 +234,4 @@ class SoundCodec(nn.Module):
 
 def sounding(codes: Int[np.ndarray, "T *one K"], num_codes: int, words: int) -> Int[np.ndarray, "S *one K"]:
     """The codes without the words among them."""
-    return codes[(codes < num_codes).reshape(len(codes), -1).all(1)] if words else codes
+    return codes[codes.reshape(-1) < num_codes] if words else codes  # a frame is one code

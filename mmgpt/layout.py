@@ -81,6 +81,7 @@ class Script:
     grid: Grid
     stops: tuple[int, ...] = ()  # one of these ids, where it may be chosen, ends the segment early (text)
     hole: Span | None = None  # ids that may not stand in an open slot although they lie in its range (codes within a text vocabulary)
+    moves: Span | None = None  # each such id but the first stands one further along the second axis, and all behind it do (words among frames)
 
     def __len__(self) -> int:
         return len(self.first_N)
@@ -88,6 +89,14 @@ class Script:
     @property
     def open_N(self) -> np.ndarray:
         return self.first_N < self.last_N
+
+    def places(self, ids_N: np.ndarray) -> np.ndarray:
+        """Where the first slots stand if they hold these ids."""
+        places_N3 = self.place_N3[: len(ids_N)]
+        if self.moves is None:
+            return places_N3
+        moved_N = ((ids_N >= self.moves.start) & (ids_N < self.moves.stop)).cumsum() - 1
+        return places_N3 + moved_N.clip(0)[:, None] * np.array([0, 1, 0])
 
     def write(self, ids: Sequence[int] | np.ndarray = (), learn: bool = False, encoder: str = "", prepared: Prepared | None = None) -> Written:
         filled = self.first_N.copy()
@@ -99,11 +108,17 @@ class Script:
         if self.hole is not None and ((ids >= self.hole.start) & (ids < self.hole.stop)).any():
             raise InputError(f"ids {self.hole.start}..{self.hole.stop - 1} belong to another modality: this layout may not write them")
         filled[self.open_N] = ids
-        return Written(filled, self.open_N, self.whole_N, self.place_N3, self.span, learn, encoder, prepared)
+        return Written(filled, self.open_N, self.whole_N, self.places(filled), self.span, learn, encoder, prepared)
 
 
 def script(
-    steps: Iterable[int | Span], places: np.ndarray, grid: Grid, whole: bool = False, stops: tuple[int, ...] = (), hole: Span | None = None
+    steps: Iterable[int | Span],
+    places: np.ndarray,
+    grid: Grid,
+    whole: bool = False,
+    stops: tuple[int, ...] = (),
+    hole: Span | None = None,
+    moves: Span | None = None,
 ) -> Script:
     """Steps as a script: ids are forced, spans are open. Scripts are shared by all segments of their size, hence read-only."""
     steps = list(steps)
@@ -112,7 +127,7 @@ def script(
     whole_N = (first == VECTOR) & whole
     for column in (first, last, places, whole_N):
         column.setflags(write=False)
-    return Script(first, last, places, whole_N, int(places.max(initial=-1)) + 1, grid, stops, hole)
+    return Script(first, last, places, whole_N, int(places.max(initial=-1)) + 1, grid, stops, hole, moves)
 
 
 def line(n: int) -> np.ndarray:
@@ -281,11 +296,9 @@ class FramesLayout(WrittenLayout):
     begin  a b  a b  ...  a b  end      `ids`: end, all a's, all b's; `end` may come wherever a frame may, but for the first one
     begin  w a a a  w a a  ...    end    with `words`: behind those so many ids more, of the words, each before the frames that say it
 
-    `pace`: on the second axis a frame does not stand behind the segment before (the words that it says) but beside it, so many frames to a place.
-    What is to be said next then lies near, which is a prior of how words and sound are aligned (as in Badlani et al., 2021, arXiv:2108.10447).
-
     Words among the frames say which one is being said, and whoever writes them need not find it out (inner monologue: Défossez et al., 2024,
-    arXiv:2410.00037; before the frames of each: Song et al., 2024, arXiv:2401.07333). They are codes of their own, behind the codec's.
+    arXiv:2410.00037; before the frames of each: Song et al., 2024, arXiv:2401.07333). They are codes of their own, behind the codec's. On the second
+    axis each stands, with its frames, beside its like in the segment before, the text: what is said next always lies one place further.
 
     Every code has a slot of its own. A frame's later codes are drawn knowing its first, as by a depth predictor (Lee et al., 2022,
     arXiv:2203.01941), but by the decoder itself; none is drawn blindly, as in a delay pattern (Copet et al., 2023, arXiv:2306.05284).
@@ -294,7 +307,6 @@ class FramesLayout(WrittenLayout):
     begin: int
     ids: Span
     quantizers: int = 1
-    pace: int = 0
     words: int = 0
 
     def __post_init__(self):
@@ -329,12 +341,13 @@ class FramesLayout(WrittenLayout):
             spans = [Span(self.end + 1, self.ids.stop)]
         later = [Span(self.end, spans[0].stop), *spans[1:]]
         places_N3 = np.array([0, *np.repeat(np.arange(1, frames + 1), columns), frames + 1])[:, None].repeat(3, 1)
-        if self.pace:
-            places_N3[:, 1] //= self.pace
-        return script([self.begin, *spans, *later * (frames - 1), self.end], places_N3, grid, stops=(self.end,))
+        moves = None
+        if self.words:
+            places_N3[:, 1], moves = 0, Span(self.hideable.stop, self.ids.stop)
+        return script([self.begin, *spans, *later * (frames - 1), self.end], places_N3, grid, stops=(self.end,), moves=moves)
 
     def shift(self, before: Sequence[Written]) -> np.ndarray:
-        return np.array([0, -before[-1].span if self.pace and before else 0, 0])
+        return np.array([0, -before[-1].span if self.words and before else 0, 0])
 
     def write(self, codes: np.ndarray, learn: bool = False) -> Written:
         codes = np.asarray(codes)
@@ -401,7 +414,7 @@ class Automaton:
     def __init__(self, scripts: Sequence[Script]):
         if not scripts:
             raise InputError("0 scripts to generate from: pass at least one size")
-        self.scripts, self.length, self.stopped = list(scripts), 0, False
+        self.scripts, self.length, self.stopped, self.moved = list(scripts), 0, False, -1
 
     def next(self) -> Choice | None:
         """The choice for the next slot; None when the segment is complete."""
@@ -416,12 +429,14 @@ class Automaton:
             raise InputError(f"id {id} at slot {self.length}: the layout allows {choice}")
         self.scripts = [s for s in self.scripts if s.first_N[self.length] <= id <= s.last_N[self.length]]
         self.stopped = choice.forced is None and id in self.scripts[0].stops
+        self.moved += self.script.moves is not None and id in self.script.moves
         self.length += 1
 
     @property
     def place(self) -> np.ndarray:
-        """(time, row, column) of the next slot, relative to the segment's beginning. Scripts that still fit agree on it."""
-        return self.scripts[0].place_N3[self.length]
+        """(time, row, column) of the slot that was filled last, relative to the segment's beginning. Scripts that still fit agree on it."""
+        place_3 = self.script.place_N3[self.length - 1]
+        return place_3 if self.script.moves is None else place_3 + np.array([0, max(0, self.moved), 0])
 
     @property
     def script(self) -> Script:

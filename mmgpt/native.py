@@ -49,7 +49,7 @@ MAX_SIDE = 4096  # pixels of a picture's side, as much as any picture may have t
 @dataclass(frozen=True)
 class SoundConfig:
     """How sound is read, by a `mel`, a `whisper` (of so many `blocks` both) or a `frames` encoder, and written, by the codec; up to `seconds`.
-    `pace`, and `words` among its frames: see `FramesLayout`."""
+    `words` among its frames: see `FramesLayout`."""
 
     codec: AudioCodecConfig = field(default_factory=AudioCodecConfig)
     encoder: str = "mel"
@@ -57,14 +57,11 @@ class SoundConfig:
     temperature: float = 0.7
     guidance: float = 1.0
     blocks: int = 0
-    pace: int = 0
     words: bool = False
 
     def __post_init__(self):
         if self.words and self.codec.quantizers > 1:
             raise InputError(f"words=True and a codec of {self.codec.quantizers} quantizers: words need frames of one code")
-        if self.pace < 0:
-            raise InputError(f"pace={self.pace}: use 0, or how many frames stand beside one id of the words that they say")
         if self.encoder not in SOUND_ENCODERS or not 0 < self.seconds <= 600:
             raise InputError(f"encoder={self.encoder!r}, seconds={self.seconds}: use one of {', '.join(SOUND_ENCODERS)}, and up to 600 seconds")
         if self.blocks < 0 or self.blocks and self.encoder not in LAYERED:
@@ -193,7 +190,7 @@ def sound_port(config: SoundConfig, codec: AudioCodec, width: int, ids: Ids, wor
         SOUND_ENCODERS[config.encoder](width, max_seconds=config.seconds, **({"blocks": config.blocks} if config.encoder in LAYERED else {})),
         VectorsLayout(opened, closed, whole=False, flat=True),
         SoundCodec(codec, words=words),
-        FramesLayout(opened, ids.take(1 + config.codec.num_codes * quantizers + words), quantizers, config.pace, words),
+        FramesLayout(opened, ids.take(1 + config.codec.num_codes * quantizers + words), quantizers, words),
         (config.frames, 1, quantizers),
         sampling=Sampling(config.temperature),
         guidance=config.guidance,

@@ -23,7 +23,7 @@ def search(gpt, row: Row, scores: Callable[[str, Choice, Tensor], Tensor]) -> No
     """
     n, penalty = row.request.beams, row.request.length_penalty
     script, ends = row.automaton.script, set(row.automaton.script.stops)
-    if not ends or len(row.branches) > 1:
+    if not ends or script.moves or len(row.branches) > 1:
         raise InputError(f"beams={n}: beams follow one text that has an end, without sampling, guidance, stop and guess; use beams=1")
     branch, slots = row.branches[0], row.automaton.length
     pending, places, block = branch.take()

@@ -176,7 +176,7 @@ class Row:
         """How what was read and written went on the last time that it stood as it stands now: ids that may come next, at most as many as were asked
         for (prompt lookup: Saxena, 2023; checked as in Leviathan et al., 2023, arXiv:2211.17192)."""
         script, slot = self.automaton.script, self.automaton.length
-        if not self.request.guess or len(self.automaton.scripts) > 1 or self.done:
+        if not self.request.guess or len(self.automaton.scripts) > 1 or script.moves or self.done:
             return []
         history = [*(int(id) for written in self.branches[0].document for id in written.ids_N), *self.ids]
         found = []
@@ -191,8 +191,8 @@ class Row:
         return found
 
     def note(self, id: int) -> None:
-        place_3 = self.automaton.place
         self.automaton.push(id)
+        place_3 = self.automaton.place
         self.ids.append(id)
         for branch in self.branches:
             branch.push(id, place_3)
@@ -237,7 +237,7 @@ class Row:
         script, ids, n = self.automaton.script, np.asarray(self.ids, np.int64), len(self.ids)
         part = Part(self.value(), True, self.codes()) if self.cut is None else Part(self.cut, True)
         span = int(script.place_N3[:n].max(initial=-1)) + 1
-        written = Written(ids, script.open_N[:n], np.zeros(n, bool), script.place_N3[:n], span, True, head=self.name)
+        written = Written(ids, script.open_N[:n], np.zeros(n, bool), script.places(ids), span, True, head=self.name)
         for branch in self.branches:
             branch.document = [*branch.document, replace(written, place_N3=written.place_N3 + branch.shift_3)]
             branch.base += span

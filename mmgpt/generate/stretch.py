@@ -26,9 +26,9 @@ def steps(rows: Sequence[Row]) -> int:
 
 
 def quiet(row: Row) -> bool:
-    """Whether nobody waits for the next id, and nothing but the row's end hangs on which one it is."""
+    """Whether nobody waits for the next id, and nothing but the row's end hangs on which one it is, not even where the next stands."""
     asked, sampling = row.request, row.sampling
-    loud = row.listening or row.free or asked.stop or asked.guess or sampling.looks_back or sampling.bias
+    loud = row.listening or row.free or asked.stop or asked.guess or sampling.looks_back or sampling.bias or row.automaton.script.moves
     return not loud and all(len(branch.pending) == 1 for branch in row.branches)
 
 

@@ -103,7 +103,6 @@ class AnyOptions:
     changes: int = 0  # channels of a network that reads what moved between frames; 0: frames alone
     encoder: str = "mel"  # or frames, or whisper (tools/convert_ears.py fetches it)
     ears: str = ""  # a folder that the recipe `ears` made: its encoder instead of a new one
-    pace: int = 0  # so many frames of speech stand beside one id of the words that they say; 0: all stand behind the words
     words: bool = False  # speech is written with its words among its frames, where `ears` hear them begin
     ear_blocks: int = 4  # the first so many of Whisper's
     moves: float = 0.3  # this share of clips is described by how they move alone
@@ -141,7 +140,7 @@ def any_to_any(options: AnyOptions, settings: Settings, words: Words) -> Job:
     if options.encoder == "whisper" and not 0 <= options.ear_blocks <= 4:
         raise TrainingError(f"encoder=whisper, ear_blocks={options.ear_blocks}: it has 4 blocks, use the first 0 to 4")
     had, film = model.config.audio, model.config.video
-    own = {"encoder": had.encoder, "ear_blocks": had.blocks, "pace": had.pace, "words": had.words} if had else {}
+    own = {"encoder": had.encoder, "ear_blocks": had.blocks, "words": had.words} if had else {}
     own |= {"video": film.codec, "changes": film.changes, "frames": film.frames, "side": film.side} if film else {}
     other = [f"{name}={getattr(options, name)} for {kept}" for name, kept in own.items() if name in words and getattr(options, name) != kept]
     if had and "codec" not in words and other:
@@ -150,7 +149,7 @@ def any_to_any(options: AnyOptions, settings: Settings, words: Words) -> Job:
         codec = load_codec(options.codec)
         kind = heard.kind if heard else options.encoder
         blocks = len(blocks_of(heard.encoder)) if heard else options.ear_blocks if kind == "whisper" else 0
-        audio = SoundConfig(codec.config, kind, options.seconds, blocks=blocks, pace=options.pace, words=options.words)
+        audio = SoundConfig(codec.config, kind, options.seconds, blocks=blocks, words=options.words)
         video = VideoConfig(options.frames, options.side, options.frames / SECONDS, changes=options.changes, codec=options.video)
         model = build_from(model, replace(model.config, audio=audio, video=video, max_length=options.max_length), codec)
         if kind == "whisper" and not heard and (had is None or had.encoder != "whisper"):

@@ -119,6 +119,18 @@ def test_what_stands_beside_words_is_drawn_where_it_is_learned(to):
         assert read.tolist() == stream.position_BT3[0, : len(read)].tolist() and len(read) >= stream.ids_BT.shape[1] - 2
 
 
+def test_nothing_runs_ahead_of_words():
+    """Where the next id stands is known when it is there, so neither guesses nor beams follow a sound with words."""
+    for words in (False, True):
+        gpt = any_gpt(quantizers=1, words=words)
+        row, first = Row(gpt, mmgpt.Request(["a cat"], "audio", guidance=1.0, guess=2)), gpt.ports["audio"].writes.ids.start + 1
+        for id in (first, first + 1, first, first + 1, first):
+            row.push(id, 0.0)
+        assert bool(row.guesses()) != words
+    with pytest.raises(InputError, match="beams=2"):
+        mmgpt.Engine(gpt).run([mmgpt.Request(["a cat"], "audio", guidance=1.0, beams=2)])
+
+
 @bounded
 @given(st.integers(1, 9), st.integers(0, 10_000))
 def test_words_stand_among_frames(count, seed):

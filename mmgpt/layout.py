@@ -166,9 +166,9 @@ class WrittenLayout:
         """The ids that may be hidden from those behind them while they are learned."""
         return self.ids
 
-    def shift(self, before: Sequence[Written]) -> np.ndarray:
-        """How far the segment's places lie off where it begins, by axis, behind these segments."""
-        return np.zeros(3, np.int64)
+    def beside(self, before: Sequence[Written]) -> int:
+        """How far before where the segment begins its second axis does, behind these segments."""
+        return 0
 
     def step(self, grid: Grid) -> tuple[int, int]:
         """(codes of which something new can be shown, how often they come): rows of a picture, frames of a video."""
@@ -294,11 +294,12 @@ class FramesLayout(WrittenLayout):
     """Frames of `quantizers` codes each, as many as it takes (sound): each quantizer has ids of its own. Causal.
 
     begin  a b  a b  ...  a b  end      `ids`: end, all a's, all b's; `end` may come wherever a frame may, but for the first one
-    begin  w a a a  w a a  ...    end    with `words`: behind those so many ids more, of the words, each before the frames that say it
+    begin  w a a a  w a a  ...    end    with `num_words`: behind those so many ids more, of words, each before the frames that say it
 
     Words among the frames say which one is being said, and whoever writes them need not find it out (inner monologue: Défossez et al., 2024,
     arXiv:2410.00037; before the frames of each: Song et al., 2024, arXiv:2401.07333). They are codes of their own, behind the codec's. On the second
-    axis each stands, with its frames, beside its like in the segment before, the text: what is said next always lies one place further.
+    axis they begin where the segment before does, the text where speech is asked for, and each stands, with its frames, beside its like there: what
+    is said next always lies one place further.
 
     Every code has a slot of its own. A frame's later codes are drawn knowing its first, as by a depth predictor (Lee et al., 2022,
     arXiv:2203.01941), but by the decoder itself; none is drawn blindly, as in a delay pattern (Copet et al., 2023, arXiv:2306.05284).
@@ -307,15 +308,15 @@ class FramesLayout(WrittenLayout):
     begin: int
     ids: Span
     quantizers: int = 1
-    words: int = 0
+    num_words: int = 0
 
     def __post_init__(self):
-        if self.quantizers < 1 or len(self.ids) <= 1 + self.words or (len(self.ids) - 1 - self.words) % self.quantizers:
+        if self.quantizers < 1 or len(self.ids) <= 1 + self.num_words or (len(self.ids) - 1 - self.num_words) % self.quantizers:
             raise InputError(
-                f"{len(self.ids)} ids for {self.quantizers} quantizers and {self.words} words: one for the end, as many of each, and the words"
+                f"{len(self.ids)} ids for {self.quantizers} quantizers and {self.num_words} words: one for the end, as many of each, and the words"
             )
-        if self.words < 0 or self.words and self.quantizers > 1:
-            raise InputError(f"{self.words} words among frames of {self.quantizers} codes: words need frames of one code")
+        if self.num_words < 0 or self.num_words and self.quantizers > 1:
+            raise InputError(f"{self.num_words} words among frames of {self.quantizers} codes: words need frames of one code")
 
     @property
     def end(self) -> int:
@@ -324,12 +325,12 @@ class FramesLayout(WrittenLayout):
     @property
     def num_codes(self) -> int:
         """Of one quantizer."""
-        return (len(self.ids) - 1 - self.words) // self.quantizers
+        return (len(self.ids) - 1 - self.num_words) // self.quantizers
 
     @property
     def hideable(self) -> Span:
         """Not the words: they are what is left to go by."""
-        return Span(self.ids.start, self.ids.stop - self.words)
+        return Span(self.ids.start, self.ids.stop - self.num_words)
 
     @lru_cache(maxsize=2048)  # noqa: B019 - as many lengths as clips may have
     def script(self, grid: Grid) -> Script:
@@ -337,25 +338,25 @@ class FramesLayout(WrittenLayout):
         if frames < 1 or (rows, columns) != (1, self.quantizers):
             raise InputError(f"{grid} codes cannot be written by this layout: use (frames, 1, {self.quantizers}), at least 1 frame")
         spans = [Span(self.end + 1 + n * self.num_codes, self.end + 1 + (n + 1) * self.num_codes) for n in range(self.quantizers)]
-        if self.words:
+        if self.num_words:
             spans = [Span(self.end + 1, self.ids.stop)]
         later = [Span(self.end, spans[0].stop), *spans[1:]]
         places_N3 = np.array([0, *np.repeat(np.arange(1, frames + 1), columns), frames + 1])[:, None].repeat(3, 1)
         moves = None
-        if self.words:
+        if self.num_words:
             places_N3[:, 1], moves = 0, Span(self.hideable.stop, self.ids.stop)
         return script([self.begin, *spans, *later * (frames - 1), self.end], places_N3, grid, stops=(self.end,), moves=moves)
 
-    def shift(self, before: Sequence[Written]) -> np.ndarray:
-        return np.array([0, -before[-1].span if self.words and before else 0, 0])
+    def beside(self, before: Sequence[Written]) -> int:
+        return before[-1].span if self.num_words and before else 0
 
     def write(self, codes: np.ndarray, learn: bool = False) -> Written:
         codes = np.asarray(codes)
         if not np.issubdtype(codes.dtype, np.integer):
             raise InputError(f"codes of type {codes.dtype}: pass whole numbers")
         codes = codes.reshape(-1, codes.shape[-1]) if codes.ndim else codes.reshape(1, 1)
-        if codes.size and not 0 <= codes.min() <= codes.max() < self.num_codes + self.words:
-            raise InputError(f"codes {codes.min()}..{codes.max()}: this layout writes codes 0..{self.num_codes + self.words - 1}")
+        if codes.size and not 0 <= codes.min() <= codes.max() < self.num_codes + self.num_words:
+            raise InputError(f"codes {codes.min()}..{codes.max()}: this layout writes codes 0..{self.num_codes + self.num_words - 1}")
         ids = codes + self.end + 1 + np.arange(codes.shape[1]) * self.num_codes
         written = self.script((len(codes), 1, codes.shape[1])).write(ids, learn)
         written.choice_N[-1] = True  # where a head wrote codes it also chose to end them

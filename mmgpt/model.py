@@ -26,7 +26,7 @@ from mmgpt.generate.guidance import unconditional_form
 from mmgpt.generate.sampling import GREEDY, Sampling
 from mmgpt.layout import Span, VectorsLayout, WrittenLayout
 from mmgpt.pack import Document
-from mmgpt.types import Grid, Part, Prepared, Sample, Segment, Stream, Written
+from mmgpt.types import Grid, Part, Prepared, Sample, Segment, Stream, Written, beside
 
 
 @runtime_checkable
@@ -69,7 +69,7 @@ class Port:
         if self.writes is None or self.codec is None:
             raise InputError(f"{name} can be read but not written by this model: it has no codec for it")
         written = self.writes.write(self.codec.encode(part.value) if part.codes is None else part.codes, part.learn)
-        return replace(written, head=name, place_N3=written.place_N3 + self.writes.shift(before))
+        return beside(replace(written, head=name), self.writes.beside(before))
 
 
 class GPT(nn.Module):

@@ -1,12 +1,12 @@
 """Settings -> a whole model in our own format: text and pictures, sound and video if asked for, one decoder; and its checkpoint folder.
 
 ids     text ids, END | BEGIN, picture begin, picture end | picture codes, those of sprites |
-        sound begin, sound end | sound END, codes | video begin, video end
+        sound begin, sound end | sound END, codes, words if any | video begin, video end
 text    ids END
 picture, read      begin  patches  end     (the patches read each other)
 picture, written   begin  codes    end     (causal, in reading order)
 sound, read        begin  frames   end     (causal)
-sound, written     begin  codes    END     (causal, as many frames as it takes)
+sound, written     begin  codes    END     (causal, as many frames as it takes; `words` before the frames that say them)
 video, read        begin  patches of all frames  end     (the patches read each other)
 video, written     begin  codes of all frames    end     (causal: a frame reads those before it)
          or        begin  a picture, how it stands in each frame  end
@@ -49,7 +49,7 @@ MAX_SIDE = 4096  # pixels of a picture's side, as much as any picture may have t
 @dataclass(frozen=True)
 class SoundConfig:
     """How sound is read, by a `mel`, a `whisper` (of so many `blocks` both) or a `frames` encoder, and written, by the codec; up to `seconds`.
-    `words` among its frames: see `FramesLayout`."""
+    `words` among its frames: see `FramesLayout`. They are learned where codes come with them (`mmgpt.train.any.spelled`), not from sound alone."""
 
     codec: AudioCodecConfig = field(default_factory=AudioCodecConfig)
     encoder: str = "mel"
@@ -69,8 +69,8 @@ class SoundConfig:
 
     @property
     def frames(self) -> int:
-        """The most frames of codes that are written, the words among them too."""
-        return max(1, int((1.5 if self.words else 1) * self.seconds * self.codec.rate / self.codec.hop))
+        """The most frames of codes that are written, the words among them too: what is written can be read."""
+        return max(1, int(self.seconds * self.codec.rate / self.codec.hop))
 
 
 @dataclass(frozen=True)
@@ -182,15 +182,15 @@ def build(config: NativeConfig, text: TextCodec, codec: ImageCodec, sound: Audio
     return model
 
 
-def sound_port(config: SoundConfig, codec: AudioCodec, width: int, ids: Ids, words: int) -> Port:
+def sound_port(config: SoundConfig, codec: AudioCodec, width: int, ids: Ids, num_words: int) -> Port:
     opened, closed = (ids.take().start for _ in range(2))
     quantizers = config.codec.quantizers
     return Port(
         Audio,
         SOUND_ENCODERS[config.encoder](width, max_seconds=config.seconds, **({"blocks": config.blocks} if config.encoder in LAYERED else {})),
         VectorsLayout(opened, closed, whole=False, flat=True),
-        SoundCodec(codec, words=words),
-        FramesLayout(opened, ids.take(1 + config.codec.num_codes * quantizers + words), quantizers, words),
+        SoundCodec(codec, num_words=num_words),
+        FramesLayout(opened, ids.take(1 + config.codec.num_codes * quantizers + num_words), quantizers, num_words),
         (config.frames, 1, quantizers),
         sampling=Sampling(config.temperature),
         guidance=config.guidance,
@@ -239,7 +239,8 @@ def spans_of(model: GPT) -> dict[str, Span]:
     """All ids of a model, by what they are for."""
     found = {"begin": Span(model.begin, model.begin + 1)}
     for name, port in model.ports.items():
-        found[name] = port.writes.ids
+        found[name], words = port.writes.hideable, Span(port.writes.hideable.stop, port.writes.ids.stop)
+        found |= {f"{name}, words": words} if len(words) else {}
         for kind, layout in (("reads", port.reads), ("writes", port.writes)):
             single = {part: getattr(layout, part, None) for part in ("begin", "end", "open", "close")}
             found |= {f"{name}, {kind}: {part}": Span(id, id + 1) for part, id in single.items() if id is not None}

@@ -7,7 +7,7 @@ Shape letters, the same everywhere:
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -91,6 +91,7 @@ class Written:
     place_N3   (time, row, column) relative to where the segment begins
     span       how far the next segment's positions start behind this one's
     head       the head that learns the chosen slots; without, the one whose ids they are
+    beside     how far before the segment its second axis begins, with the segment that it stands beside; part of place_N3
     """
 
     ids_N: Int[np.ndarray, "N"]
@@ -102,9 +103,17 @@ class Written:
     encoder: str = ""
     prepared: Prepared | None = None
     head: str = ""
+    beside: int = 0
 
     def __len__(self) -> int:
         return len(self.ids_N)
+
+
+def beside(written: Written, far: int) -> Written:
+    """The segment with its second axis so far before it."""
+    if far == written.beside:
+        return written
+    return replace(written, place_N3=written.place_N3 + np.array([0, written.beside - far, 0]), beside=far)
 
 
 @dataclass(frozen=True)

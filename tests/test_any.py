@@ -13,6 +13,8 @@ from PIL import Image
 from tiny import any_gpt, clip, gap, picture, tiny_gpt, tone
 
 import mmgpt
+from mmgpt.data.fill import pieces
+from mmgpt.decoders.audio_codec import AudioCodec
 from mmgpt.errors import CheckpointError, InputError
 from mmgpt.generate.request import Chunk, Preview
 from mmgpt.generate.row import Row
@@ -119,6 +121,41 @@ def test_what_stands_beside_words_is_drawn_where_it_is_learned(to):
         assert read.tolist() == stream.position_BT3[0, : len(read)].tolist() and len(read) >= stream.ids_BT.shape[1] - 2
 
 
+def test_a_sound_alone_in_its_piece_stands_beside_what_is_before_it_there():
+    """A document that is cut between its words and its sound: no place before the beginning."""
+    gpt = any_gpt(quantizers=1, words=True)
+    document = gpt.write([Part("a cat a cat a cat"), Part(tone(), True, np.zeros((9, 1), int))])
+    cut = pieces(document, length(document) - 1, head=1)
+    alone = pack([cut[1]], {}).position_BT3[0]
+    assert len(cut) == 2 and alone[1:, 1].tolist() == [0] * 11 and alone[:, 0].tolist() == [*range(12)]
+    assert torch.equal(pack(pieces(document, length(document)), {}).position_BT3, pack([document], {}).position_BT3)
+
+
+def test_words_keep_their_vectors_with_another_codec():
+    """Codes and words are each found again, however many codes there are now."""
+    gpt = any_gpt(quantizers=1, words=True)
+    config = replace(gpt.config, audio=replace(gpt.config.audio, codec=replace(gpt.config.audio.codec, levels=(4, 4, 3))))
+    made = build_from(gpt, config, AudioCodec(config.audio.codec))
+    old, new = gpt.ports["audio"].writes, made.ports["audio"].writes
+    assert (old.num_codes, new.num_codes) == (16, 48) and old.num_words == new.num_words > 200
+    words = [model.table.weight[layout.hideable.stop : layout.ids.stop] for model, layout in ((gpt, old), (made, new))]
+    codes = [model.table.weight[layout.ids.start : layout.ids.start + 17] for model, layout in ((gpt, old), (made, new))]
+    assert torch.equal(*words) and torch.equal(*codes)
+
+
+def test_words_alone_are_a_frame_of_silence_in_a_stream_too():
+    gpt = any_gpt(quantizers=1, words=True)
+    with torch.no_grad():
+        gpt.table.weight[gpt.ports["audio"].writes.ids.start + 1 : gpt.ports["audio"].writes.hideable.stop] = 0
+        gpt.table.weight[gpt.ports["audio"].writes.hideable.stop :] *= 3
+    asked = [mmgpt.Request(["a cat"], "audio", guidance=1.0, seed=seed) for seed in range(9)]
+    for request in asked:
+        events = list(mmgpt.Engine(gpt).stream(request))
+        heard = torch.cat([event.value.samples for event in events if isinstance(event, Chunk)], -1)
+        assert gap(heard, events[-1].result.value.samples) < 1e-4
+    assert (events[-1].result.codes >= 16).any()
+
+
 def test_nothing_runs_ahead_of_words():
     """Where the next id stands is known when it is there, so neither guesses nor beams follow a sound with words."""
     for words in (False, True):
@@ -135,7 +172,7 @@ def test_nothing_runs_ahead_of_words():
 @given(st.integers(1, 9), st.integers(0, 10_000))
 def test_words_stand_among_frames(count, seed):
     """Anywhere, as many as there are; the end comes behind one slot at least, and all of them parse back."""
-    layout = FramesLayout(5, Span(10, 10 + 1 + 4 + 3), words=3)
+    layout = FramesLayout(5, Span(10, 10 + 1 + 4 + 3), num_words=3)
     codes = np.random.default_rng(seed).integers(0, 7, (count, 1))
     written = layout.write(codes, learn=True)
     ids, script = parse(written.ids_N, [layout.script((count + 2, 1, 1))])
@@ -152,7 +189,7 @@ def test_words_stand_among_frames(count, seed):
 
 def test_words_need_frames_of_one_code():
     with pytest.raises(InputError, match="3 words among frames of 2 codes"):
-        FramesLayout(5, Span(10, 10 + 1 + 8 + 3), 2, words=3)
+        FramesLayout(5, Span(10, 10 + 1 + 8 + 3), 2, num_words=3)
     with pytest.raises(InputError, match="words=True and a codec of 2 quantizers"):
         any_gpt(words=True)
 

@@ -166,14 +166,14 @@ def test_a_stream_that_ends_with_its_first_chunk_or_before():
 
 
 def test_words_among_the_codes_make_no_sound():
-    codec = SoundCodec(codec_of(CONFIGS[1]), words=10)
+    codec = SoundCodec(codec_of(CONFIGS[1]), num_words=10)
     codes, first = codes_of(codec.codec, 12), codec.num_codes
     spoken = np.insert(codes, [0, 0, 5, 12], [[first], [first + 9], [first + 3], [first]], axis=0)
     stream = codec.stream()
     chunks = [x for n in range(16) for x in samples_of(stream.push(spoken[n : n + 1], last=n == 15))]
     assert torch.equal(codec.decode(spoken).samples, codec.decode(codes).samples) and gap(torch.cat(chunks), codec.decode(codes).samples) < 1e-4
     assert not codec.decode(spoken[:2]).samples.any() and codec.decode(spoken[:2]).samples.shape == (320,)
-    assert SoundCodec.of(codec.facts(), Path(".")).words == 10
+    assert SoundCodec.of(codec.facts(), Path(".")).num_words == 10
 
 
 @pytest.mark.parametrize("config", CONFIGS)

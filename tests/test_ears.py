@@ -10,11 +10,16 @@ from mutants import sound_file
 from tiny import any_gpt, gap, tone
 
 from mmgpt.data.speech import Speech
+from mmgpt.decoders.audio_codec import AudioCodec, AudioCodecConfig
 from mmgpt.errors import CheckpointError, InputError, TrainingError
 from mmgpt.native import SoundConfig, build_from
+from mmgpt.train import any as modalities
 from mmgpt.train import ears
 from mmgpt.train.any import spelled
 from mmgpt.train.ears import LETTERS, Ears, EarTask, beginnings, heard, load_ears, save_ears
+from mmgpt.train.recipes_any import AnyOptions, any_to_any
+from mmgpt.train.settings import Settings
+from mmgpt.train.sound import save_codec
 from mmgpt.types import Audio, join
 
 TEXTS = ["ab", "ba", "a", "bb", "b", "aa", "abb", "baa"]
@@ -172,14 +177,35 @@ def test_words_stand_where_they_are_heard(monkeypatch):
     row = Speech(sound_file(tone(1.0).samples.numpy()[:, None], 16_000, "WAV"), text, "tones", "name", "train", 1.0)
     heard_as = " ".join("a_ _red_ _cat")  # 25 vectors
     monkeypatch.setattr(Ears, "scores", lambda self, vectors_ND: scores_of(heard_as.replace(" ", "_")[: len(vectors_ND)]))
-    with torch.no_grad():
-        known = model.encoder.heard(model.encoder.prepare(row.sound)).half().numpy()
     codes, long = np.arange(25)[:, None] % 16, Speech(row.audio, text, "tones", "name", "train", 9.0)
     rows, given = [row, long, row], [codes, codes, codes[:0]]
-    for before in ([], [known] * 3):
-        found = spelled(gpt, model, rows, given, before)
-        first = gpt.ports["audio"].writes.num_codes
-        pieces = found[0][found[0] >= first] - first
-        assert gpt.ports["text"].codec.decode(pieces) == text and (found[0][found[0] < first] == codes[:, 0]).all()
-        assert [len(some) for some in found[1:]] == [0, 0]
-        assert found[0][0] >= first and (found[0][1:5] < first).any()
+    found = spelled(gpt, model, rows, given)
+    first = gpt.ports["audio"].writes.num_codes
+    pieces = found[0][found[0] >= first] - first
+    assert gpt.ports["text"].codec.decode(pieces) == text and (found[0][found[0] < first] == codes[:, 0]).all()
+    assert [len(some) for some in found[1:]] == [0, 0]
+    assert found[0][0] >= first and (found[0][1:5] < first).any()
+
+
+@pytest.mark.parametrize("encoder", ["mel", "whisper"])
+def test_words_are_heard_by_the_ears_that_are_given(monkeypatch, tmp_path, encoder):
+    """Where pieces begin are the beginnings of the scores that these ears give the sound, whatever the model hears with."""
+    monkeypatch.setattr(modalities, "CODES", tmp_path)
+    torch.manual_seed(0)
+    gpt, text = any_gpt(quantizers=1, words=True), "a red cat"
+    model = Ears(gpt.config.decoder.width, 1, 2.0, encoder)
+    row = Speech(sound_file(tone(1.0).samples.numpy()[:, None], 16_000, "WAV"), text, "tones", "name", "train", 1.0)
+    with torch.no_grad():
+        scores_TL = model(model.encoder.prepare(row.sound))
+    codec, first = gpt.ports["text"].codec, gpt.ports["audio"].writes.num_codes
+    starts = beginnings(scores_TL, [codec.written(piece) for piece in codec.encode(text)[:, None]])
+    (found,) = spelled(gpt, model, [row], [np.zeros((25, 1), int)])
+    at = np.flatnonzero(found[:, 0] >= first)
+    assert (at - np.arange(len(at))).tolist() == starts and len(set(starts)) > 1
+
+
+def test_words_without_ears_are_refused(tmp_path):
+    """At once, before anything is opened or coded."""
+    save_codec(tmp_path / "codec", AudioCodec(AudioCodecConfig(levels=(4, 4), quantizers=1, width=16, blocks=1)))
+    with pytest.raises(TrainingError, match="no ears to hear where they begin"):
+        any_to_any(AnyOptions(words=True, codec=str(tmp_path / "codec"), data="nowhere"), Settings(), {"words": "true"})

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 
 from mmgpt.errors import InputError
 from mmgpt.pack import Document, length
-from mmgpt.types import Written
+from mmgpt.types import Written, beside
 
 
 def fullest(lengths: Sequence[int], room: int) -> list[int]:
@@ -43,7 +44,12 @@ def pieces(document: Document, row_length: int, head: int = 0) -> list[Document]
         if length(found[-1]) + len(segment) > room:
             found.append([])
         found[-1].append(segment)
-    return [[*begin, *segments] for segments in found if segments]
+    return [again([*begin, *segments]) for segments in found if segments]
+
+
+def again(document: list[Written]) -> list[Written]:
+    """The segments, each beside what stands before it now, where it stood beside something."""
+    return [*document[:1], *(beside(now, before.span if now.beside else 0) for before, now in pairwise(document))]
 
 
 def lines(written: Written, room: int) -> list[Written]:

@@ -152,8 +152,8 @@ class SoundStream:
     samples  0   | 1 2 | 3      the last ones come with `last=True`
     """
 
-    def __init__(self, codec: AudioCodec, words: int = 0):
-        self.words = words
+    def __init__(self, codec: AudioCodec, num_words: int = 0):
+        self.num_words = num_words
         self.codec, self.said, self.heard = codec, 0, 0  # steps that were said; steps whose samples were given
         self.context: Tensor | None = None  # the last codes, for the convolutions
         self.voice: Voice | None = None  # the last steps, from `begin` on, in the middle of which so many cycles had begun
@@ -162,11 +162,11 @@ class SoundStream:
     @torch.no_grad()
     def push(self, codes: Int[np.ndarray, "T *one K"], last: bool = False) -> Audio | None:
         """What is certain now; None if there is nothing more."""
-        if len(codes := sounding(codes, self.codec.num_codes, self.words)):
+        if len(codes := sounding(codes, self.codec.num_codes, self.num_words)):
             self.say(codes)
         ready = max(self.heard, self.said - (0 if last else REACH))
         if ready == self.heard:
-            return None
+            return Audio(torch.zeros(self.codec.hop), RATE) if last and self.num_words and not self.said else None
         samples = sound(self.voice, self.begun, self.begin * STEP)[0]
         made = samples[(self.heard - self.begin) * STEP : (ready - self.begin) * STEP].clamp(-1, 1)
         self.heard = ready
@@ -198,23 +198,23 @@ def rows(codes: Int[np.ndarray, "T *one K"], codec: AudioCodec) -> Int[Tensor, "
 class SoundCodec(nn.Module):
     """A codec on sounds of any rate: channels are mixed, silence fills the last frame; what comes back is mono at 16 kHz.
 
-    So many codes behind the codec's own are `words` (see `FramesLayout`): they are passed over. Words alone are a frame of silence.
+    `num_words` codes behind the codec's own are words (see `FramesLayout`): they are passed over. Words alone are a frame of silence.
     """
 
-    def __init__(self, codec: AudioCodec, max_seconds: float = 600.0, words: int = 0):
+    def __init__(self, codec: AudioCodec, max_seconds: float = 600.0, num_words: int = 0):
         super().__init__()
-        self.codec, self.max_seconds, self.words = codec, max_seconds, words
+        self.codec, self.max_seconds, self.num_words = codec, max_seconds, num_words
         self.num_codes, self.quantizers, self.rate = codec.num_codes, codec.quantizers, codec.config.rate
 
     def facts(self) -> dict:
         """What it is built of, but for its weights."""
-        return {"codec": asdict(self.codec.config), "max_seconds": self.max_seconds, "words": self.words}
+        return {"codec": asdict(self.codec.config), "max_seconds": self.max_seconds, "num_words": self.num_words}
 
     @classmethod
     def of(cls, facts: Mapping, place: Path) -> "SoundCodec":
         settings = {key: tuple(value) if isinstance(value, list) else value for key, value in facts["codec"].items()}
         with torch.device("cpu"):  # its quantiser holds tensors that are in no file
-            return cls(AudioCodec(AudioCodecConfig(**settings)), facts["max_seconds"], facts.get("words", 0))
+            return cls(AudioCodec(AudioCodecConfig(**settings)), facts["max_seconds"], facts.get("num_words", 0))
 
     def encode(self, value: Audio, /) -> Int[np.ndarray, "T K"]:
         sound_N = mono(value, self.max_seconds)
@@ -222,16 +222,16 @@ class SoundCodec(nn.Module):
         return self.codec.encode(whole[None])[0].cpu().numpy()
 
     def decode(self, codes: Int[np.ndarray, "T *one K"], /) -> Audio:
-        codes = sounding(codes, self.num_codes, self.words)
-        if not len(codes) and self.words:
+        codes = sounding(codes, self.num_codes, self.num_words)
+        if not len(codes) and self.num_words:
             return Audio(torch.zeros(self.codec.hop), self.rate)
         return Audio(self.codec.decode(rows(codes, self.codec))[0].cpu(), self.rate)
 
     def stream(self) -> SoundStream:
         """One sound, whose codes come chunk by chunk."""
-        return SoundStream(self.codec, self.words)
+        return SoundStream(self.codec, self.num_words)
 
 
-def sounding(codes: Int[np.ndarray, "T *one K"], num_codes: int, words: int) -> Int[np.ndarray, "S *one K"]:
+def sounding(codes: Int[np.ndarray, "T *one K"], num_codes: int, num_words: int) -> Int[np.ndarray, "S *one K"]:
     """The codes without the words among them."""
-    return codes[codes.reshape(-1) < num_codes] if words else codes  # a frame is one code
+    return codes[codes.reshape(-1) < num_codes] if num_words else codes  # a frame is one code

@@ -1,7 +1,7 @@
 """A request at work: what it has read and written, what may come next, and what it tells on the way."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import prod
 
 import numpy as np
@@ -12,7 +12,7 @@ from mmgpt.generate.guidance import Guidance
 from mmgpt.generate.request import ANY, Begun, Chunk, Delta, Done, Ended, Event, Preview, Request, Result
 from mmgpt.layout import Automaton, Choice, Span, choice_of, without
 from mmgpt.pack import Document, length
-from mmgpt.types import Grid, Part, Usage, Written
+from mmgpt.types import Grid, Part, Usage, Written, beside
 
 
 @dataclass
@@ -21,7 +21,7 @@ class Branch:
 
     document: Document
     base: int = 0  # where the segment that is being written begins
-    shift_3: np.ndarray = field(default_factory=lambda: np.zeros(3, np.int64))  # and how far off it its places lie
+    beside: int = 0  # and how far before that its second axis does
     block: int = 0
     pending: list[int] = field(default_factory=list)  # ids that are written and not yet read, and their places
     places: list[np.ndarray] = field(default_factory=list)
@@ -34,7 +34,7 @@ class Branch:
     @property
     def origin_3(self) -> np.ndarray:
         """What the places of the segment that is being written count from."""
-        return self.base + self.shift_3
+        return self.base - np.array([0, self.beside, 0])
 
     def push(self, id: int, place_3: np.ndarray) -> None:
         self.pending.append(id)
@@ -123,7 +123,7 @@ class Row:
         self.name, self.port, self.head = name, self.gpt.ports[name], self.gpt.heads[name]
         self.automaton = Automaton([script for size in sizes for script in self.port.writes.scripts(size)])
         for branch in self.branches:
-            branch.shift_3 = self.port.writes.shift(branch.document)
+            branch.beside = self.port.writes.beside(branch.document)
         self.sampling = self.request.sampling or self.port.sampling
         self.ids: list[int] = []
         self.told = 0  # of the segment: characters, or rows or frames of codes
@@ -239,7 +239,7 @@ class Row:
         span = int(script.place_N3[:n].max(initial=-1)) + 1
         written = Written(ids, script.open_N[:n], np.zeros(n, bool), script.places(ids), span, True, head=self.name)
         for branch in self.branches:
-            branch.document = [*branch.document, replace(written, place_N3=written.place_N3 + branch.shift_3)]
+            branch.document = [*branch.document, beside(written, branch.beside)]
             branch.base += span
         self.parts.append(part)
         self.all_ids += self.ids

@@ -103,22 +103,27 @@ def with_words(codes: Int[np.ndarray, "T 1"], starts: Sequence[int], words: Sequ
     return np.insert(codes[:, 0], list(starts), list(words))[:, None]
 
 
-def spelled(gpt: GPT, ears, rows: Sequence[Speech], codes: Sequence[np.ndarray], heard: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Codes of speech with the pieces of their words among them, where `ears` hear them begin; of clips without codes, or too long to be heard, none.
-    `heard`: as in `speech_directions`."""
+def spelled(gpt: GPT, ears, rows: Sequence[Speech], codes: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Codes of speech with the pieces of their words among them, where `ears` (`mmgpt.train.ears.Ears`) hear them begin; of clips without codes, or
+    too long for these ears, none."""
+    from rich.progress import track
+
     from mmgpt.train.ears import beginnings
 
     layout, text, found = gpt.ports["audio"].writes, gpt.ports["text"].codec, []
     device = next(ears.parameters()).device
-    for n, row in enumerate(rows):
-        if not len(codes[n]) or not fits(row, ears.encoder.max_seconds):
+    heard = speech_heard(ears.encoder, rows) if hasattr(ears.encoder, "tower") else []
+    for n in track(range(len(rows)), "hearing where words begin", transient=True):
+        if not len(codes[n]) or not fits(rows[n], ears.encoder.max_seconds):
             found.append(codes[n][:0])
             continue
         with torch.no_grad():
-            prepared = there(ears.encoder.prepare(row.sound), device) if not heard else None
-            vectors = ears.encoder(prepared) if prepared else ears.encoder.out(torch.from_numpy(heard[n]).float().to(device))
-            scores_TL = ears.scores(vectors).cpu()
-        pieces = text.encode(row.text)
+            if heard:
+                vectors_ND = ears.encoder.out(torch.from_numpy(heard[n]).float().to(device))
+            else:
+                vectors_ND = ears.encoder(there(ears.encoder.prepare(rows[n].sound), device))
+            scores_TL = ears.scores(vectors_ND).cpu()
+        pieces = text.encode(rows[n].text)
         starts = beginnings(scores_TL, [text.written(np.array([piece])) for piece in pieces])
         frames = [min(start * len(codes[n]) // len(scores_TL), len(codes[n])) for start in starts]
         found.append(with_words(codes[n], frames, (layout.num_codes + pieces).tolist()))

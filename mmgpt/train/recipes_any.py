@@ -103,7 +103,8 @@ class AnyOptions:
     changes: int = 0  # channels of a network that reads what moved between frames; 0: frames alone
     encoder: str = "mel"  # or frames, or whisper (tools/convert_ears.py fetches it)
     ears: str = ""  # a folder that the recipe `ears` made: its encoder instead of a new one
-    words: bool = False  # speech is written with its words among its frames, where `ears` hear them begin
+    words: bool = False  # speech is written with its words among its frames
+    aligner: str = ""  # a folder of ears that hear where those begin; without, the folder `ears`
     ear_blocks: int = 4  # the first so many of Whisper's
     moves: float = 0.3  # this share of clips is described by how they move alone
     ear_rate: float = 0.5  # what has learned to hear before (a tower, or an encoder with blocks) learns so much slower than the rest
@@ -155,12 +156,15 @@ def any_to_any(options: AnyOptions, settings: Settings, words: Words) -> Job:
         if kind == "whisper" and not heard and (had is None or had.encoder != "whisper"):
             model.encoders["audio"].tower.fill()
     now = model.config.audio
-    if heard and (had is None or (had.encoder, had.blocks) != (now.encoder, now.blocks)):
+    aligner = load_ears(options.aligner) if options.aligner else heard
+    if now.words and options.speaks and not aligner:
+        raise TrainingError("words among speech, and no ears to hear where they begin: name a folder of them (mmgpt train ears), aligner=")
+    if heard:
         model.encoders["audio"].load_state_dict(heard.encoder.state_dict())
     if now.words and not (had and had.words):
         speech_ids, ids = model.ports["audio"].writes, model.ports["text"].writes.ids
         with torch.no_grad():  # a word among frames begins as what it is in a text
-            model.table.weight[speech_ids.hideable.stop : speech_ids.ids.stop] = model.table.weight[ids.start : ids.start + speech_ids.words]
+            model.table.weight[speech_ids.hideable.stop : speech_ids.ids.stop] = model.table.weight[ids.start : ids.start + speech_ids.num_words]
     freeze(model, options.frozen)
     model.to(device_of(options.device)).train()
     model.rates = {"encoders.image.tower": 0.2} if model.config.tower else {}
@@ -180,11 +184,9 @@ def any_to_any(options: AnyOptions, settings: Settings, words: Words) -> Job:
     shown = clip_codes(model, clips if options.animates else [], drawn)
     eyes, ears = model.encoders["image"], getattr(model.encoders["audio"], "tower", None)
     sights = clip_sights(model, clips) if options.describes and still(eyes) else []
-    if model.config.audio.words and options.speaks and not heard:
-        raise TrainingError("words among the frames of speech, and no ears= to hear where they begin: name the folder of ears (mmgpt train ears)")
-    vectors = speech_heard(model.encoders["audio"], speech) if ears is not None and still(ears) else []
+    vectors = speech_heard(model.encoders["audio"], speech) if options.transcribes and ears is not None and still(ears) else []
     if model.config.audio.words and options.speaks:
-        said = spelled(model, heard, speech, said, vectors)
+        said = spelled(model, aligner, speech, said)
     directions = [
         *picture_directions(pictures),
         *speech_directions(model, speech, said, hearing, options.voice, options.drop, vectors),

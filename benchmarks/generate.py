@@ -76,8 +76,9 @@ def ours(size: Size, model, rows: bool = False):
     from mmgpt.decoders.transformer import DecoderConfig
     from mmgpt.generate.sampling import GREEDY
     from mmgpt.interop.text import keys
-    from mmgpt.layout import CodesLayout, Span, TextLayout
+    from mmgpt.layout import CodesLayout, TextLayout
     from mmgpt.model import GPT, Port
+    from mmgpt.script import Span
 
     heads, total = size.width // 64, size.text + size.codes
     config = DecoderConfig(
@@ -116,8 +117,9 @@ def janus(size: Size, side: int):
     from mmgpt.generate.sampling import GREEDY
     from mmgpt.interop.janus import AlignedTable
     from mmgpt.interop.text import keys
-    from mmgpt.layout import CodesLayout, Span, TextLayout
+    from mmgpt.layout import CodesLayout, TextLayout
     from mmgpt.model import GPT, Port
+    from mmgpt.script import Span
 
     torch.manual_seed(0)
     begin, width = size.text - 1, size.width

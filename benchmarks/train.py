@@ -45,8 +45,9 @@ def ids_of(size: Size, device: str) -> torch.Tensor:
 def ours(size: Size):
     from mmgpt.decoders.heads import TableHead
     from mmgpt.decoders.transformer import DecoderConfig
-    from mmgpt.layout import CodesLayout, Span, TextLayout
+    from mmgpt.layout import CodesLayout, TextLayout
     from mmgpt.model import GPT, Port
+    from mmgpt.script import Span
     from mmgpt.types import Stream, Target
 
     heads, total = size.width // 64, size.text + size.codes

@@ -14,9 +14,10 @@ from torch import nn
 from mmgpt.decoders.heads import TableHead
 from mmgpt.decoders.transformer import DecoderConfig
 from mmgpt.encoders.text import TextCodec
-from mmgpt.layout import CodesLayout, Span, TextLayout, VectorsLayout
+from mmgpt.layout import CodesLayout, TextLayout, VectorsLayout
 from mmgpt.model import GPT, Port
 from mmgpt.pack import pack
+from mmgpt.script import Span
 from mmgpt.types import Part, Prepared
 
 LOWEST, NOTES, LENGTH = 40, 40, 6

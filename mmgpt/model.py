@@ -24,8 +24,9 @@ from mmgpt.encoders.codes import Table
 from mmgpt.errors import InputError, TrainingError
 from mmgpt.generate.guidance import unconditional_form
 from mmgpt.generate.sampling import GREEDY, Sampling
-from mmgpt.layout import Span, VectorsLayout, WrittenLayout
+from mmgpt.layout import VectorsLayout, WrittenLayout
 from mmgpt.pack import Document
+from mmgpt.script import Span
 from mmgpt.types import Grid, Part, Prepared, Sample, Segment, Stream, Written, beside
 
 

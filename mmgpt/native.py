@@ -35,8 +35,9 @@ from mmgpt.encoders.video import VideoEncoder
 from mmgpt.encoders.whisper import WhisperEncoder
 from mmgpt.errors import CheckpointError, InputError, MmgptError
 from mmgpt.generate.sampling import Sampling
-from mmgpt.layout import CodesLayout, FramesLayout, Span, TextLayout, VectorsLayout
+from mmgpt.layout import CodesLayout, FramesLayout, TextLayout, VectorsLayout
 from mmgpt.model import GPT, Port
+from mmgpt.script import Span
 from mmgpt.tensorfile import AGAIN, STEP, restored, rounded, without_steps
 from mmgpt.types import Audio, Video
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from mmgpt.errors import InputError
-from mmgpt.layout import Span
+from mmgpt.script import Span
 from mmgpt.types import VECTOR, Input, Stream, Target, Written, join
 
 Document = Sequence[Written]

@@ -13,8 +13,9 @@ from PIL import Image
 
 from mmgpt.data.mixture import Mixture
 from mmgpt.data.sources import open_source
-from mmgpt.layout import CodesLayout, Span, TextLayout
+from mmgpt.layout import CodesLayout, TextLayout
 from mmgpt.model import control
+from mmgpt.script import Span
 
 HEADS = {"text": Span(0, 257), "image": Span(300, 556)}
 WORDS, CODES = TextLayout(HEADS["text"], 256), CodesLayout(257, HEADS["image"], 258)

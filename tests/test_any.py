@@ -19,9 +19,10 @@ from mmgpt.errors import CheckpointError, InputError
 from mmgpt.generate.request import Chunk, Preview
 from mmgpt.generate.row import Row
 from mmgpt.hub import load
-from mmgpt.layout import Automaton, FramesLayout, Span, parse
+from mmgpt.layout import FramesLayout
 from mmgpt.native import NativeConfig, SoundConfig, VideoConfig, build_from, save
 from mmgpt.pack import length, pack
+from mmgpt.script import Automaton, Span, parse
 from mmgpt.train.any import with_words
 from mmgpt.train.mix import Direction, MixTask, hidden, swapped
 from mmgpt.types import Audio, Part, Video

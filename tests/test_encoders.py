@@ -16,9 +16,10 @@ from mmgpt.encoders.codes import Table
 from mmgpt.encoders.image import ConvEncoder, PatchEncoder, pixels_of
 from mmgpt.encoders.video import VideoEncoder, evenly
 from mmgpt.errors import InputError
-from mmgpt.layout import Span, TextLayout, VectorsLayout
+from mmgpt.layout import TextLayout, VectorsLayout
 from mmgpt.model import GPT, Port
 from mmgpt.pack import pack
+from mmgpt.script import Span
 from mmgpt.types import Audio, Part, Video, join
 
 WIDTH = 32

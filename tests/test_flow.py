@@ -6,8 +6,8 @@ from PIL import Image
 from tiny import picture, tiny_gpt
 
 from mmgpt.generate.sampling import GREEDY
-from mmgpt.layout import parse
 from mmgpt.pack import pack
+from mmgpt.script import parse
 from mmgpt.types import VECTOR, Part
 
 

@@ -9,8 +9,8 @@ from mmgpt.decoders import fused, heads, rope
 from mmgpt.decoders.fused import CrossEntropyFunction, GateFunction, NormFunction, RMSNorm, RotateFunction, gated, plain
 from mmgpt.decoders.heads import Head, TableHead, rows_of
 from mmgpt.decoders.rope import rotate, rotation
-from mmgpt.layout import Span
 from mmgpt.pack import pack
+from mmgpt.script import Span
 from mmgpt.types import Part
 
 

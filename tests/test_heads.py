@@ -8,8 +8,8 @@ from mmgpt.decoders import heads
 from mmgpt.decoders.heads import TableHead
 from mmgpt.encoders.codes import Table
 from mmgpt.errors import TrainingError
-from mmgpt.layout import Span
 from mmgpt.pack import pack
+from mmgpt.script import Span
 from mmgpt.train.loop import Settings, Trainer
 from mmgpt.types import VECTOR, Part
 

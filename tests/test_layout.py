@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmgpt.errors import InputError
-from mmgpt.layout import VECTOR, Automaton, CodesLayout, Span, TextLayout, VectorsLayout, parse
+from mmgpt.layout import CodesLayout, TextLayout, VectorsLayout
 from mmgpt.pack import pack
-from mmgpt.types import Prepared
+from mmgpt.script import Automaton, Span, parse
+from mmgpt.types import VECTOR, Prepared
 
 DIGITS = tuple(range(10, 21))  # "0" .. "9", "*"
 CODES = Span(200, 216)

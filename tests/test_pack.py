@@ -8,8 +8,9 @@ import torch
 from tiny import gap, picture, tiny_gpt
 
 from mmgpt.errors import InputError, TrainingError
-from mmgpt.layout import Span, TextLayout
+from mmgpt.layout import TextLayout
 from mmgpt.pack import assign, length, pack
+from mmgpt.script import Span
 from mmgpt.types import Part, Written
 
 GPT = tiny_gpt(position_axes=3)

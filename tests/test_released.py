@@ -349,8 +349,9 @@ def test_emu35_is_emu3_with_normed_queries_and_one_end(tmp_path):
 
     from mmgpt.encoders.text import TextCodec
     from mmgpt.interop import emu35
-    from mmgpt.layout import Automaton, TextLayout
+    from mmgpt.layout import TextLayout
     from mmgpt.model import GPT, Port
+    from mmgpt.script import Automaton
 
     text = TextCodec.from_text(tokenizer_json("<|image start|>", "<|image token|>", "<|extra_200|>", "<|image end|>"))
     layout, known = emu35.layout(text, 300, 16), text.tokenizer.token_to_id
@@ -381,7 +382,7 @@ def test_emu35_is_emu3_with_normed_queries_and_one_end(tmp_path):
 
 
 def range_of(start: int, stop: int):
-    from mmgpt.layout import Span
+    from mmgpt.script import Span
 
     return Span(start, stop)
 

@@ -25,9 +25,9 @@ from mmgpt.generate.request import Preview
 from mmgpt.generate.row import Row
 from mmgpt.generate.stretch import alike
 from mmgpt.hub import load
-from mmgpt.layout import Automaton, Span, parse
 from mmgpt.native import VideoConfig, build_from, save
 from mmgpt.pack import length, pack
+from mmgpt.script import Automaton, Span, parse
 from mmgpt.types import Part, Video
 
 LAYOUT = SpritesLayout(5, 6, 7, Span(20, 20 + 9 + 5 + 8 + 1), 8, 2, 3, (2, 3), (4, 2, 2))  # 9 codes of pictures

@@ -7,8 +7,8 @@ from mmgpt.data.chance import number, permuted
 from mmgpt.data.row import Row, Source
 from mmgpt.data.samples import Form
 from mmgpt.errors import DataError
-from mmgpt.layout import Span
 from mmgpt.pack import Document
+from mmgpt.script import Span
 from mmgpt.types import Sample
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from mmgpt.decoders.fused import linear_cross_entropy, plain
-from mmgpt.layout import Span
+from mmgpt.script import Span
 
 CHUNK = 2048  # vectors scored at a time: the logits of more are never held at once
 HELD = 2**26  # scores that are kept for the backward pass; where there are more, it computes those of each chunk again

@@ -8,7 +8,8 @@ from itertools import pairwise
 import numpy as np
 
 from mmgpt.errors import InputError
-from mmgpt.layout import Script, Span, WrittenLayout, framed, line, script
+from mmgpt.layout import WrittenLayout
+from mmgpt.script import Script, Span, framed, line, script
 from mmgpt.types import Grid, Written
 
 

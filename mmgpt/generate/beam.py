@@ -8,8 +8,8 @@ from torch import Tensor
 from mmgpt.errors import InputError
 from mmgpt.generate.request import Result
 from mmgpt.generate.row import Row
-from mmgpt.layout import Choice
 from mmgpt.pack import lay, length
+from mmgpt.script import Choice
 from mmgpt.types import Part, Stream, Usage, Written
 
 

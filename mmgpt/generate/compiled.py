@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_map
 from mmgpt.decoders.attention import grouped
 from mmgpt.decoders.cache import Cache
 from mmgpt.errors import InputError
-from mmgpt.layout import Span
+from mmgpt.script import Span
 from mmgpt.types import Stream
 
 BUCKET = 64  # columns by which the part of the cache that a step reads grows

@@ -24,9 +24,9 @@ from mmgpt.generate.request import Event, Request, Result
 from mmgpt.generate.row import Branch, Row
 from mmgpt.generate.sampling import Sampling, choose, penalised
 from mmgpt.generate.stretch import kind, steps, take
-from mmgpt.layout import Choice
 from mmgpt.model import evaluating
 from mmgpt.pack import Document, lay, length
+from mmgpt.script import Choice
 from mmgpt.types import Stream, Written
 
 BATCH = 64  # rows that step together; more requests wait until one of them is done

@@ -10,8 +10,8 @@ import torch
 from mmgpt.errors import InputError, LengthError
 from mmgpt.generate.guidance import Guidance
 from mmgpt.generate.request import ANY, Begun, Chunk, Delta, Done, Ended, Event, Preview, Request, Result
-from mmgpt.layout import Automaton, Choice, Span, choice_of, without
 from mmgpt.pack import Document, length
+from mmgpt.script import Automaton, Choice, Span, choice_of, without
 from mmgpt.types import Grid, Part, Usage, Written, beside
 
 

@@ -12,9 +12,10 @@ from mmgpt.generate.sampling import Sampling
 from mmgpt.interop.pictures import VQPictures, code_ids, own, processor_of, token
 from mmgpt.interop.released import Released
 from mmgpt.interop.text import IGNORED, begin_of, config_class, decoder_of, keys, text_port, tokenizer_of
-from mmgpt.layout import CodesLayout, Span
+from mmgpt.layout import CodesLayout
 from mmgpt.model import GPT, Port
 from mmgpt.native import kind_of_pictures
+from mmgpt.script import Span
 
 LETTERS = {chr(ord("A") + digit): str(digit) for digit in range(10)}
 GUIDANCE, SAMPLING = 3.0, Sampling(0.7, top_p=0.9)  # of facebookresearch/chameleon

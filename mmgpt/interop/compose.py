@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from mmgpt.errors import InputError
 from mmgpt.interop.parts import ImageTower, WhisperTower
-from mmgpt.layout import CodesLayout, FramesLayout, Span, VectorsLayout
+from mmgpt.layout import CodesLayout, FramesLayout, VectorsLayout
 from mmgpt.model import GPT, Codec, Port
+from mmgpt.script import Span
 from mmgpt.types import Audio, Grid
 
 

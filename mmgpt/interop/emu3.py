@@ -14,9 +14,10 @@ from mmgpt.generate.sampling import Sampling
 from mmgpt.interop.pictures import VQPictures, code_ids, own, processor_of, token
 from mmgpt.interop.released import Released
 from mmgpt.interop.text import begin_of, config_class, decoder_of, keys, text_port, tokenizer_of
-from mmgpt.layout import CodesLayout, Span
+from mmgpt.layout import CodesLayout
 from mmgpt.model import GPT, Port
 from mmgpt.native import kind_of_pictures
+from mmgpt.script import Span
 from mmgpt.types import Part
 
 SAMPLING, GUIDANCE, GRID = Sampling(top_k=2048), 3.0, (1, 90, 90)  # of baaivision/Emu3

@@ -10,7 +10,8 @@ from mmgpt.encoders.text import TextCodec
 from mmgpt.generate.sampling import Sampling
 from mmgpt.interop.emu3 import digits
 from mmgpt.interop.pictures import token
-from mmgpt.layout import CodesLayout, Span
+from mmgpt.layout import CodesLayout
+from mmgpt.script import Span
 
 NUM_CODES = 131_072  # of its IBQ codec, 16 pixels a code
 SAMPLING = Sampling(top_k=5120)  # of pictures from words; 10,240 in interleaved documents

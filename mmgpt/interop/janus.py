@@ -21,9 +21,10 @@ from mmgpt.interop.parts import ImageTower
 from mmgpt.interop.pictures import VQPictures, own, processor_of, token
 from mmgpt.interop.released import Released
 from mmgpt.interop.text import begin_of, config_class, decoder_of, keys, text_port, tokenizer_of
-from mmgpt.layout import CodesLayout, Span, VectorsLayout
+from mmgpt.layout import CodesLayout, VectorsLayout
 from mmgpt.model import GPT, Port
 from mmgpt.native import kind_of_pictures
+from mmgpt.script import Span
 from mmgpt.types import Part
 
 SAMPLING, GUIDANCE = Sampling(), 5.0  # of deepseek-ai/Janus

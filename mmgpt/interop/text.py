@@ -14,8 +14,9 @@ from mmgpt.encoders.text import TextCodec
 from mmgpt.errors import CheckpointError
 from mmgpt.generate.sampling import GREEDY, Sampling
 from mmgpt.interop.released import KeyMap, Released
-from mmgpt.layout import Span, TextLayout
+from mmgpt.layout import TextLayout
 from mmgpt.model import GPT, Port
+from mmgpt.script import Span
 
 QK_NORM = {"qwen3": "rms", "chameleon": "layer"}
 ANSWER = 256  # ids of an answer, where the caller names no limit and the model holds twice as many

@@ -12,10 +12,11 @@ from mmgpt.data.files import save_file, suffix_of
 from mmgpt.decoders.attention import BACKENDS
 from mmgpt.errors import TrainingError
 from mmgpt.generate.engine import Request, run
-from mmgpt.layout import CodesLayout, Span
+from mmgpt.layout import CodesLayout
 from mmgpt.model import GPT
 from mmgpt.native import save
 from mmgpt.pack import Document, pack
+from mmgpt.script import Span
 from mmgpt.train.task import Work
 from mmgpt.train.watch import stream_work
 from mmgpt.types import Part, Stream

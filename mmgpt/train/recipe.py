@@ -81,10 +81,12 @@ def emoji_item(row, skin_weight: float):
     return Item(draws, captions, skin_weight if row.skin else 0.5 if row.group == "flags" else 1.0)
 
 
-def pixels(rows) -> Tensor:
-    """(N, 3, 64, 64) uint8 of all rows' pictures."""
+def pixels(rows, side: int = 64) -> Tensor:
+    """(N, 3, side, side) uint8 of all rows' pictures, which are stored with 64."""
     from PIL import Image
 
+    if side != 64:
+        return squared([row.image for row in rows], side)
     stacked = np.stack([np.array(Image.open(BytesIO(row.image)).convert("RGB")) for row in rows])
     return torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous()
 

@@ -113,7 +113,16 @@ def emoji(options: EmojiOptions, settings: Settings, words: Words) -> Job:
     how = {"strength": options.strength, "hide": options.hide, "swap": options.swap, "z_loss": options.z_loss}
     mix = Mix(options.captions, options.draws, options.drop, options.text_weight, options.image_weight, options.row_length, **how)
     card = f"# emoji, trained here\n\nTrained with {words or 'the recipe as it is'}. Not evaluated.\n"
-    task = GPTTask(model.to(device_of(options.device)).train(), pixels(chosen), items, mix, settings.seed, card, options.backend, options.leave_out)
+    task = GPTTask(
+        model.to(device_of(options.device)).train(),
+        pixels(chosen, model.config.picture),
+        items,
+        mix,
+        settings.seed,
+        card,
+        options.backend,
+        options.leave_out,
+    )
     return Job(task, settings, options.out, options.resume)
 
 

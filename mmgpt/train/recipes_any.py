@@ -174,7 +174,8 @@ def any_to_any(options: AnyOptions, settings: Settings, words: Words) -> Job:
         model.rates["encoders.audio"] = options.ear_rate
     chosen = training_rows(load_emoji(options.data), model.config.left_out or None)
     mix = Mix(options.captions, options.draws, options.drop, strength=options.strength)
-    pictures = GPTTask(model, pixels(chosen), [emoji_item(row, options.skin_weight) for row in chosen], mix, left_out=model.config.left_out)
+    items = [emoji_item(row, options.skin_weight) for row in chosen]
+    pictures = GPTTask(model, pixels(chosen, model.config.picture), items, mix, left_out=model.config.left_out)
     speech = of(load_speech(options.speech), "train")
     drawn = {(row.label, row.style): codes for row, codes in zip(chosen, pictures.codes, strict=True) if not row.skin} if options.draws else None
     known = {row.label for row in chosen}  # what is never drawn in training does not move there either

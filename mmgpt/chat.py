@@ -13,7 +13,6 @@ from mmgpt.generate.engine import Engine
 from mmgpt.generate.request import Delta, Done, Ended, Event, Request
 from mmgpt.types import Part, Segment
 
-QUESTION = "caption:"  # what a picture without words asks
 ORDERS = {"/draw": "image", "/speak": "audio", "/animate": "video", "/any": "any"}  # what is written, where it is not words
 TURNS = 8  # of models that do not say how many they have learned to look back on
 HELP = """  words, or the names of files, or both     the model answers in words
@@ -79,7 +78,7 @@ def talk(gpt, lines: Iterator[str], out: Path, show, turns: int | None = None, c
                 if to is None or not words.strip():
                     raise InputError(f"{order} {words}: say {', '.join(f'{known} WORDS' for known in ORDERS)}, /new, /help or /quit")
             told = False
-            for event in chat.stream(*said(words), to=to):
+            for event in chat.stream(*said(gpt, words), to=to):
                 if isinstance(event, Delta):
                     show(event.text)
                     told = True
@@ -95,8 +94,8 @@ def talk(gpt, lines: Iterator[str], out: Path, show, turns: int | None = None, c
             show(" (stopped)\n")
 
 
-def said(line: str) -> Sequence[Segment]:
-    """The words of a line, and what is in the files that it names, in their order."""
+def said(gpt, line: str) -> Sequence[Segment]:
+    """The words of a line, and what is in the files that it names, in their order; of files alone it is asked what they show or say."""
     try:
         pieces = shlex.split(line)
     except ValueError:  # an apostrophe is no quotation
@@ -112,7 +111,7 @@ def said(line: str) -> Sequence[Segment]:
             found.append(piece)
     if all(isinstance(piece, str) for piece in found):
         return [line]  # as it was typed
-    return found if any(isinstance(piece, str) for piece in found) else [*found, QUESTION]
+    return found if any(isinstance(piece, str) for piece in found) else [*found, gpt.ports[gpt.port_of(found[-1])].asks]
 
 
 def free(folder: Path, number: int, suffix: str) -> Path:

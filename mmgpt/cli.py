@@ -260,7 +260,6 @@ def add_eval(commands) -> None:
     of_drawings = command(kinds, "draw", evaluate, "How often a judge finds what was asked for.", example=example.format("draw emoji"))
     of_drawings.add_argument("--guidance", type=scales, default=(1.0, 2.0, 3.0, 5.0), metavar="SCALES", help="scales to compare; 1,2,3,5 if left out")
     of_drawings.add_argument("--temperature", type=float, metavar="T", help="of the codes; the checkpoint's own if left out")
-    of_drawings.add_argument("--best-of", type=positive, default=1, metavar="N", help="of each, draw N and keep the one that the model reads best")
     of_drawings.add_argument("--num", type=positive, default=300, help="how many seen concepts to draw; 300 if left out")
     of_drawings.add_argument("--seed", type=natural, default=0)
     of_codec = command(kinds, "codec", evaluate, "What survives codes, by pixels and by a judge.", example=example.format("codec emoji"))
@@ -277,6 +276,8 @@ def add_eval(commands) -> None:
     of_cross.add_argument("--speech", required=True, metavar="FOLDER", help="of speech, as tools/build_speech.py makes it")
     of_cross.add_argument("--voice", default="heart", metavar="NAME", help="the voice that says the names; heart if left out")
     of_cross.add_argument("--no-recogniser", action="store_true", help="only the pictures, which need no independent recogniser")
+    for added in (of_drawings, of_speech, of_video):
+        added.add_argument("--best-of", type=positive, default=1, metavar="N", help="of each, write N and keep the one that the model reads best")
     for added in (of_speech, of_video, of_cross):
         added.add_argument("--num", type=positive, default=100, help="how many of each; 100 if left out")
     each = {"caption": of_captions, "draw": of_drawings, "codec": of_codec, "speech": of_speech, "video": of_video, "cross": of_cross}

@@ -64,7 +64,7 @@ def evaluate_speech(options: argparse.Namespace, load) -> dict:
         from mmgpt.train.sound import load_codec
 
         return evaluate_codec(SoundCodec(load_codec(options.checkpoint)), rows, recogniser or Recogniser.load(), options.voice, options.num)
-    return evaluate_speech(load(options), rows, recogniser, options.voice, options.num)
+    return evaluate_speech(load(options), rows, recogniser, options.voice, options.num, best_of=options.best_of)
 
 
 def evaluate_video(options: argparse.Namespace, load) -> dict:
@@ -74,7 +74,7 @@ def evaluate_video(options: argparse.Namespace, load) -> dict:
     from mmgpt.evaluate.judge import Judge
 
     clips, rows, judge = load_clips(options.clips), load_emoji(options.data), None if options.no_judge else Judge.load()
-    return evaluate_clips(load(options), clips, rows, judge, options.num)
+    return evaluate_clips(load(options), clips, rows, judge, options.num, best_of=options.best_of)
 
 
 def evaluate_cross(options: argparse.Namespace, load) -> dict:

@@ -63,6 +63,7 @@ class Port:
     guidance: float = 1.0
     table: nn.Module | None = None  # codes -> vectors, where they are no rows of the table of all ids (Janus)
     unconditional: Callable[[Sequence[Part]], list[Part]] = unconditional_form  # what guidance compares with
+    asks: str = "caption:"  # the prompt behind which it is said in words what was read
 
     def write(self, part: Part, name: str, before: Sequence[Written] = ()) -> Written:
         if self.reads is not None and not part.learn and part.codes is None:

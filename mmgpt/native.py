@@ -195,6 +195,7 @@ def sound_port(config: SoundConfig, codec: AudioCodec, width: int, ids: Ids, num
         (config.frames, 1, quantizers),
         sampling=Sampling(config.temperature),
         guidance=config.guidance,
+        asks="transcribe:",
     )
 
 
@@ -217,6 +218,7 @@ def video_port(config: VideoConfig, codec: ImageCodec, image: Port, codes: Span,
         (config.frames, rows, columns),
         sampling=Sampling(config.temperature),
         guidance=config.guidance,
+        asks="describe:",
     )
 
 

@@ -46,10 +46,10 @@ def test_what_does_not_fit_is_forgotten_and_no_more():
 def test_a_line_is_words_and_the_pictures_that_it_names(tmp_path):
     name = tmp_path / "a cat.png"
     picture(1).save(name)
-    assert said("don't look, it's  spaced") == ["don't look, it's  spaced"]
-    found = said(f'what is "{name}" on it')
+    assert said(GPT, "don't look, it's  spaced") == ["don't look, it's  spaced"]
+    found = said(GPT, f'what is "{name}" on it')
     assert found[0] == "what is" and isinstance(found[1], Image.Image) and found[2] == "on it"
-    assert said(f"'{name}'")[1] == "caption:" and said("cat.png") == ["cat.png"]
+    assert said(GPT, f"'{name}'")[1] == "caption:" and said(GPT, "cat.png") == ["cat.png"]
 
 
 def test_a_conversation_in_a_terminal(tmp_path):

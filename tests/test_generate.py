@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import gap, picture, tiny_gpt
+from tiny import any_gpt, gap, picture, tiny_gpt
 
 from mmgpt.encoders.text import TextCodec
 from mmgpt.errors import GuidanceError, InputError
@@ -147,6 +147,16 @@ def test_the_best_picture_is_the_one_whose_words_are_read_off_it_most_surely():
         assert result.ids == surest.ids and result.value.tobytes() == surest.value.tobytes()
         assert result.usage.written == {"image": 10 * request.best_of} and result.usage.read == surest.usage.read
     assert len({one.ids for one in run(GPT, tries(asked[0]))}) > 3
+
+
+@pytest.mark.parametrize(("to", "asks"), [("audio", "transcribe:"), ("video", "describe:")])
+def test_sounds_and_clips_are_read_back_as_their_port_asks(to, asks):
+    gpt, request = any_gpt(), Request(["a red apple"], to, WARM, seed=3, best_of=4)
+    alone = run(gpt, [replace(one, best_of=1) for one in tries(request)])
+    read = [[Part(one.value), Part(asks), Part("a red apple", learn=True)] for one in alone]
+    with torch.no_grad():
+        losses = [float(gpt.losses(pack([gpt.write(sample)], gpt.spans))["text"].sum()) for sample in read]
+    assert run(gpt, [request])[0].ids == alone[int(np.argmin(losses))].ids and len(set(losses)) == 4
 
 
 def test_scores_do_not_depend_on_what_is_scored_beside():

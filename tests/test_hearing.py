@@ -152,7 +152,7 @@ def test_speech_that_is_understood_scores_so(monkeypatch):
     monkeypatch.setattr("mmgpt.evaluate.speech.Engine", engine(answer))
     monkeypatch.setattr("mmgpt.evaluate.speech.dnsmos", lambda sounds: [3.0] * len(sounds))
     model = Parrot()
-    model.ports = {"audio": type("P", (), {"codec": Parrot()})}
+    model.ports = {"audio": type("P", (), {"codec": Parrot(), "asks": "transcribe:"})}
     result = evaluate_speech(model, rows, Ear(), "heart", 10, 10)
     assert result["sentences"] == {"clips": 1, "word_error": 0.0} and result["names"]["picked"] == 1.0
     assert result["speech"]["word_error"] == 0.0 and result["speech"]["dnsmos"] == 3.0 and result["speech"]["seconds"] == 1.0
@@ -202,10 +202,12 @@ def test_clips_that_are_named_and_drawn_right_score_so(monkeypatch):
         return "a cat" if np.array_equal(np.asarray(frames[0]), np.asarray(frames[-1])) else "a cat moving left"
 
     monkeypatch.setattr("mmgpt.evaluate.clips.Engine", engine(answer))
-    result = evaluate_clips(Parrot(), clips, [], None)
+    model = Parrot()
+    model.ports = {"video": type("P", (), {"asks": "describe:"})}
+    result = evaluate_clips(model, clips, [], None)
     assert result["watching"] == {"clips": 2, "motion": 0.5, "one_frame": 0.0, "words": 0.5}
-    assert result["animating"] == {"clips": 2, "motion": 1.0}
-    assert describe(Parrot(), [clips[0].video]) == ["a cat moving left"]
+    assert result["animating"] == {"clips": 2, "best_of": 1, "motion": 1.0}
+    assert describe(model, [clips[0].video]) == ["a cat moving left"]
     with pytest.raises(DataError, match="0 of 1 clips"):
         evaluate_clips(Parrot(), [replace(clips[0], split="train")], [], None)
 

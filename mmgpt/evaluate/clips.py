@@ -16,15 +16,15 @@ from mmgpt.generate.engine import Engine, Request
 from mmgpt.types import Video
 
 BATCH = 10
-DESCRIBE = "describe:"
 SIDE = 64  # pixels that a thing is shown to the judge with
 
 
-def evaluate_clips(gpt, clips: Sequence[Clip], rows: Sequence[Emoji], judge: Judge | None, num: int = 100, seed: int = 0) -> dict:
+def evaluate_clips(gpt, clips: Sequence[Clip], rows: Sequence[Emoji], judge: Judge | None, num: int = 100, seed: int = 0, best_of: int = 1) -> dict:
     """Of clips whose thing and motion were seen, but never together:
 
     watching    `motion` named right, from the clip and (`one_frame`) from its middle frame alone; `words` all right, letter by letter
-    animating   `num` of them: the motion that is measured in what was drawn; and of things among the 300 seen concepts the judge's top five
+    animating   `num` of them, each the best of `best_of`: the motion that is measured in what was drawn; and of things among the 300
+                seen concepts the judge's top five
     """
     if not {"text", "video"} <= set(gpt.heads):
         raise InputError(f"this model writes {', '.join(gpt.heads)}: clips are measured of one that writes text and video")
@@ -34,9 +34,13 @@ def evaluate_clips(gpt, clips: Sequence[Clip], rows: Sequence[Emoji], judge: Jud
     watched = describe(gpt, [clip.video for clip in unseen])
     alone = describe(gpt, [still(clip.video) for clip in unseen])
     asked = unseen[:num]
-    requests = [Request([clip.text], "video", seed=seed + n) for n, clip in enumerate(asked)]
+    requests = [Request([clip.text], "video", seed=seed + n, best_of=best_of) for n, clip in enumerate(asked)]
     drawn = [result.value for n in range(0, len(asked), BATCH) for result in Engine(gpt).run(requests[n : n + BATCH])]
-    animating: dict = {"clips": len(asked), "motion": share(measured_motion(video) == clip.motion for video, clip in zip(drawn, asked, strict=True))}
+    animating: dict = {
+        "clips": len(asked),
+        "best_of": best_of,
+        "motion": share(measured_motion(video) == clip.motion for video, clip in zip(drawn, asked, strict=True)),
+    }
     if judge is not None:
         animating |= things(judge, rows, asked, drawn)
     return {
@@ -51,7 +55,7 @@ def evaluate_clips(gpt, clips: Sequence[Clip], rows: Sequence[Emoji], judge: Jud
 
 
 def describe(gpt, videos: Sequence[Video]) -> list[str]:
-    asked = [Request([video, DESCRIBE], "text") for video in videos]
+    asked = [Request([video, gpt.ports["video"].asks], "text") for video in videos]
     return [result.value for n in range(0, len(asked), BATCH) for result in Engine(gpt).run(asked[n : n + BATCH])]
 
 

@@ -14,11 +14,9 @@ from mmgpt.errors import DataError, InputError
 from mmgpt.evaluate.draw import PREFERRED, one_of_each
 from mmgpt.evaluate.hearing import Recogniser
 from mmgpt.evaluate.judge import Judge, means, top
-from mmgpt.evaluate.speech import TRANSCRIBE
 from mmgpt.generate.engine import Engine, Request
 
 BATCH = 20
-CAPTION = "caption:"
 
 
 def evaluate_cross(
@@ -44,7 +42,8 @@ def evaluate_cross(
     asked = [label for label in concepts if plain(label) in clips][:num]
     if not asked:
         raise DataError(f"0 of {len(concepts)} names are spoken by {voice!r} among {len(speech)} clips: use all shards of the speech")
-    heard = run(gpt, [Request([clips[plain(label)].sound, TRANSCRIBE], ("text", "image"), seed=seed + n) for n, label in enumerate(asked)])
+    sounds, asks = [clips[plain(label)].sound for label in asked], gpt.ports["audio"].asks
+    heard = run(gpt, [Request([sound, asks], ("text", "image"), seed=seed + n) for n, sound in enumerate(sounds)])
     train = [row for row in training_rows(rows) if row.label in set(concepts)]
     mean_KF = means(judge.features([picture(row) for row in train], "judging real pictures"), [row.label for row in train], concepts)
     feature_NF = judge.features([parts[1].value for parts in heard], "judging drawings")
@@ -60,7 +59,7 @@ def evaluate_cross(
     if recogniser is None:
         return result
     shown = [picture(row) for row in one_of_each(asked, train, PREFERRED)]
-    said = run(gpt, [Request([image, CAPTION], ("text", "audio"), seed=seed + n) for n, image in enumerate(shown)])
+    said = run(gpt, [Request([image, gpt.ports["image"].asks], ("text", "audio"), seed=seed + n) for n, image in enumerate(shown)])
     understood = recogniser.transcribe([parts[1].value for parts in said])
     result["picture_to_spoken"] = {
         "pictures": len(asked),

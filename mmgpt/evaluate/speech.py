@@ -11,16 +11,17 @@ from mmgpt.generate.engine import Engine, Request
 from mmgpt.types import Audio
 
 BATCH = 20
-TRANSCRIBE = "transcribe:"
 
 
-def evaluate_speech(gpt, rows: Sequence[Speech], recogniser: Recogniser | None, voice: str, num: int = 100, names: int = 300, seed: int = 0) -> dict:
+def evaluate_speech(
+    gpt, rows: Sequence[Speech], recogniser: Recogniser | None, voice: str, num: int = 100, names: int = 300, seed: int = 0, best_of: int = 1
+) -> dict:
     """Word errors of what is heard and said; `recogniser` (None: only what needs none) judges what the model says and what its codec keeps.
 
     sentences     unseen sentences of the voice `voice`, transcribed
     names         spoken by voices that were never trained on: the transcript's nearest of `names` names, by edit distance
     codec         what the recogniser makes of sounds, before and after the codec
-    speech        `num` unseen sentences spoken by the model: word error and DNSMOS (OVRL), and seconds of sound a second
+    speech        `num` unseen sentences spoken by the model, each the best of `best_of`: word error and DNSMOS (OVRL), and seconds of sound a second
     """
     if not {"text", "audio"} <= set(gpt.heads):
         raise InputError(f"this model writes {', '.join(gpt.heads)}: speech is measured of one that writes text and audio")
@@ -45,11 +46,12 @@ def evaluate_speech(gpt, rows: Sequence[Speech], recogniser: Recogniser | None, 
     said = [row.text for row in sentences[:num]]
     result["codec"] = evaluate_codec(gpt.ports["audio"].codec, rows, recogniser, voice, num)
     started = time.perf_counter()
-    spoken = [r.value for n in range(0, len(said), BATCH) for r in Engine(gpt).run(requests(said[n : n + BATCH], seed + n))]
+    spoken = [r.value for n in range(0, len(said), BATCH) for r in Engine(gpt).run(requests(said[n : n + BATCH], seed + n, best_of))]
     took = time.perf_counter() - started
     seconds = sum(sound.samples.shape[-1] / sound.rate for sound in spoken)
     result["speech"] = {
         "sentences": len(said),
+        "best_of": best_of,
         "word_error": word_error(said, recogniser.transcribe(spoken)),
         "dnsmos": mean(spoken),
         "seconds": seconds,
@@ -82,12 +84,12 @@ def unseen_sentences(rows: Sequence[Speech], voice: str) -> list[Speech]:
     return found
 
 
-def requests(said: Sequence[str], seed: int) -> list[Request]:
-    return [Request([words], "audio", seed=seed + n) for n, words in enumerate(said)]
+def requests(said: Sequence[str], seed: int, best_of: int) -> list[Request]:
+    return [Request([words], "audio", seed=seed + n, best_of=best_of) for n, words in enumerate(said)]
 
 
 def transcribe(gpt, sounds: Sequence[Audio]) -> list[str]:
-    asked = [Request([sound, TRANSCRIBE], "text") for sound in sounds]
+    asked = [Request([sound, gpt.ports["audio"].asks], "text") for sound in sounds]
     return [result.value for n in range(0, len(asked), BATCH) for result in Engine(gpt).run(asked[n : n + BATCH])]
 
 

@@ -1,7 +1,7 @@
 """Several results of each request -> the one that the model itself finds best.
 
-A picture is read back: kept is the one off which the model reads the request's words most surely. The same model does both directions,
-so no second network is needed (Dall-E reranked with CLIP: Ramesh et al., 2021, arXiv:2102.12092). What it cannot read back is
+A picture, a sound, a clip is read back: kept is the one off which the model reads the request's words most surely. The same model does both
+directions, so no second network is needed (Dall-E reranked with CLIP: Ramesh et al., 2021, arXiv:2102.12092). What it cannot read back is
 compared by its own log-probability.
 """
 
@@ -16,7 +16,6 @@ from mmgpt.model import evaluating
 from mmgpt.pack import pack
 from mmgpt.types import Part, Usage
 
-QUESTION = "caption:"
 AT_ONCE = 256  # results that are made before the first of them are compared
 BATCH = 32  # results that are read back at a time
 SEEDS = 1_000_003  # between the seeds of two tries of a request, so that neighbouring requests draw other numbers
@@ -27,12 +26,12 @@ def tries(request) -> list:
     return [replace(request, seed=(request.seed + n * SEEDS) % 2**63, best_of=1) for n in range(request.best_of)]
 
 
-def best(gpt, requests: Sequence, run: Callable[[list], list], finished: Callable | None = None, question: str = QUESTION) -> list:
+def best(gpt, requests: Sequence, run: Callable[[list], list], finished: Callable | None = None) -> list:
     """The best result of each request; `run` makes the results of a list of requests. Usage counts what all of them wrote."""
     kept = []
     for number, (request, made) in enumerate(zip(requests, attempts(requests, run), strict=True)):
         with evaluating(gpt):
-            scores_N = scores(gpt, request, made, question) if len(made) > 1 else torch.zeros(1)
+            scores_N = scores(gpt, request, made) if len(made) > 1 else torch.zeros(1)
         found = made[int(scores_N.argmax())]
         written = {name: sum(result.usage.written[name] for result in made) for name in found.usage.written}
         kept.append(replace(found, usage=Usage(found.usage.read, written)))
@@ -54,15 +53,16 @@ def attempts(requests: Sequence, run: Callable[[list], list]) -> Iterator[list]:
 
 
 @torch.inference_mode()
-def scores(gpt, request, results: Sequence, question: str = QUESTION) -> Float[Tensor, "N"]:
+def scores(gpt, request, results: Sequence) -> Float[Tensor, "N"]:
     """How good each result is: the log-probability of the request's words read off it, else its own."""
     parts = [part if isinstance(part, Part) else Part(part) for part in request.parts]
     words = [part.value for part in parts if isinstance(part.value, str) and part.value.strip() and not part.learn]
-    if gpt.ports[request.to].reads is None or not words:
+    port = gpt.ports[request.to]
+    if port.reads is None or not words:
         return torch.tensor([result.log_probability for result in results])
     found = []
     for start in range(0, len(results), BATCH):
-        samples = [[Part(result.value), Part(question), *(Part(text, learn=True) for text in words)] for result in results[start : start + BATCH]]
+        samples = [[Part(result.value), Part(port.asks), *(Part(text, learn=True) for text in words)] for result in results[start : start + BATCH]]
         stream = pack([gpt.write(sample) for sample in samples], gpt.spans).to(gpt.device)
         losses = gpt.losses(stream)
         total_N = torch.zeros(len(samples), device=gpt.device)

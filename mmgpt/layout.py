@@ -40,6 +40,10 @@ class WrittenLayout:
         """How far before where the segment begins its second axis does, behind these segments."""
         return 0
 
+    def owed(self, before: Sequence[Written]) -> Sequence[int] | None:
+        """The ids that have to be written behind these segments, of those that say how far it is; None: whichever."""
+        return None
+
     def step(self, grid: Grid) -> tuple[int, int]:
         """(codes of which something new can be shown, how often they come): rows of a picture, frames of a video."""
         frames, rows, columns = grid
@@ -169,7 +173,7 @@ class FramesLayout(WrittenLayout):
     Words among the frames say which one is being said, and whoever writes them need not find it out (inner monologue: Défossez et al., 2024,
     arXiv:2410.00037; before the frames of each: Song et al., 2024, arXiv:2401.07333). They are codes of their own, behind the codec's. On the second
     axis they begin where the segment before does, the text where speech is asked for, and each stands, with its frames, beside its like there: what
-    is said next always lies one place further.
+    is said next always lies one place further. `says` are the ids of words in a text: of a text before it all words are said, and no others.
 
     Every code has a slot of its own. A frame's later codes are drawn knowing its first, as by a depth predictor (Lee et al., 2022,
     arXiv:2203.01941), but by the decoder itself; none is drawn blindly, as in a delay pattern (Copet et al., 2023, arXiv:2306.05284).
@@ -179,6 +183,7 @@ class FramesLayout(WrittenLayout):
     ids: Span
     quantizers: int = 1
     num_words: int = 0
+    says: Span | None = None
 
     def __post_init__(self):
         if self.quantizers < 1 or len(self.ids) <= 1 + self.num_words or (len(self.ids) - 1 - self.num_words) % self.quantizers:
@@ -187,6 +192,8 @@ class FramesLayout(WrittenLayout):
             )
         if self.num_words < 0 or self.num_words and self.quantizers > 1:
             raise InputError(f"{self.num_words} words among frames of {self.quantizers} codes: words need frames of one code")
+        if self.says is not None and len(self.says) != self.num_words:
+            raise InputError(f"{len(self.says)} words of a text for {self.num_words} among frames: as many of each")
 
     @property
     def end(self) -> int:
@@ -219,6 +226,11 @@ class FramesLayout(WrittenLayout):
 
     def beside(self, before: Sequence[Written]) -> int:
         return before[-1].span if self.num_words and before else 0
+
+    def owed(self, before: Sequence[Written]) -> Sequence[int] | None:
+        if self.says is None or not before:
+            return None
+        return [self.hideable.stop + id - self.says.start for id in before[-1].ids_N.tolist() if id in self.says] or None
 
     def write(self, codes: np.ndarray, learn: bool = False) -> Written:
         codes = np.asarray(codes)

@@ -50,7 +50,8 @@ MAX_SIDE = 4096  # pixels of a picture's side, as much as any picture may have t
 @dataclass(frozen=True)
 class SoundConfig:
     """How sound is read, by a `mel`, a `whisper` (of so many `blocks` both) or a `frames` encoder, and written, by the codec; up to `seconds`.
-    `words` among its frames: see `FramesLayout`. They are learned where codes come with them (`mmgpt.train.any.spelled`), not from sound alone."""
+    `words` among its frames: see `FramesLayout`. They are learned where codes come with them (`mmgpt.train.any.spelled`), not from sound alone.
+    With `verbatim` they are those of the text before the sound, all of them and no others: what is asked for is what is said."""
 
     codec: AudioCodecConfig = field(default_factory=AudioCodecConfig)
     encoder: str = "mel"
@@ -59,8 +60,11 @@ class SoundConfig:
     guidance: float = 1.0
     blocks: int = 0
     words: bool = False
+    verbatim: bool = False
 
     def __post_init__(self):
+        if self.verbatim and not self.words:
+            raise InputError("verbatim=True and words=False: it is the words among the frames that are those of the text, use words=True")
         if self.words and self.codec.quantizers > 1:
             raise InputError(f"words=True and a codec of {self.codec.quantizers} quantizers: words need frames of one code")
         if self.encoder not in SOUND_ENCODERS or not 0 < self.seconds <= 600:
@@ -175,7 +179,7 @@ def build(config: NativeConfig, text: TextCodec, codec: ImageCodec, sound: Audio
     else:
         shown = codes
     if config.audio:
-        ports["audio"] = sound_port(config.audio, sound, config.decoder.width, ids, config.num_text if config.audio.words else 0)
+        ports["audio"] = sound_port(config.audio, sound, config.decoder.width, ids, Span(words.start, words.stop - 1))
     if config.video:
         ports["video"] = video_port(config.video, codec, ports["image"], shown, ids)
     model = GPT(config.decoder, ports, ids.used, begin, config.max_length)
@@ -183,15 +187,15 @@ def build(config: NativeConfig, text: TextCodec, codec: ImageCodec, sound: Audio
     return model
 
 
-def sound_port(config: SoundConfig, codec: AudioCodec, width: int, ids: Ids, num_words: int) -> Port:
+def sound_port(config: SoundConfig, codec: AudioCodec, width: int, ids: Ids, text: Span) -> Port:
     opened, closed = (ids.take().start for _ in range(2))
-    quantizers = config.codec.quantizers
+    quantizers, num_words = config.codec.quantizers, len(text) if config.words else 0
     return Port(
         Audio,
         SOUND_ENCODERS[config.encoder](width, max_seconds=config.seconds, **({"blocks": config.blocks} if config.encoder in LAYERED else {})),
         VectorsLayout(opened, closed, whole=False, flat=True),
         SoundCodec(codec, num_words=num_words),
-        FramesLayout(opened, ids.take(1 + config.codec.num_codes * quantizers + num_words), quantizers, num_words),
+        FramesLayout(opened, ids.take(1 + config.codec.num_codes * quantizers + num_words), quantizers, num_words, text if config.verbatim else None),
         (config.frames, 1, quantizers),
         sampling=Sampling(config.temperature),
         guidance=config.guidance,

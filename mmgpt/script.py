@@ -161,20 +161,37 @@ def choice_of(first: int, last: int, hole: Span | None) -> Choice:
 class Automaton:
     """What may come next while one segment is generated, id by id: the scripts that still fit what was written.
 
-    One script when the size is fixed by the caller; several when the model chooses the size (it writes the header).
+    One script when the size is fixed by the caller; several when the model chooses the size (it writes the header). Of the ids that move what is
+    behind them only those that are `owed` may come, one after the other, and nothing ends before they are all written; None: any may.
     """
 
-    def __init__(self, scripts: Sequence[Script]):
+    def __init__(self, scripts: Sequence[Script], owed: Sequence[int] | None = None):
         if not scripts:
             raise InputError("0 scripts to generate from: pass at least one size")
         self.scripts, self.length, self.stopped, self.moved = list(scripts), 0, False, -1
+        self.owed = owed if self.script.moves else None
 
     def next(self) -> Choice | None:
         """The choice for the next slot; None when the segment is complete."""
         if self.stopped or self.length == len(self.scripts[0]):
             return None
         slots = [(int(s.first_N[self.length]), int(s.last_N[self.length]), s.hole) for s in self.scripts]
+        if self.owed is not None and slots[0][0] < slots[0][1]:
+            return self.rest(*slots[0])
         return choice_of(*slots[0]) if len(slots) == 1 else Choice(tuple(sorted({span for slot in slots for span in choice_of(*slot).spans})))
+
+    def rest(self, first: int, last: int, hole: Span | None) -> Choice:
+        """The choice of a slot in which of the owed ids only the next may stand: and nothing else, where there is room for no more."""
+        left = self.owed[self.moved + 1 :]
+        spans = [part for span in choice_of(first, last, hole).spans for part in without(span, self.script.moves)]
+        if not left:
+            return Choice(tuple(spans))
+        owed = Span(left[0], left[0] + 1)
+        if self.script.open_N[self.length :].sum() <= len(left):
+            return Choice((owed,))
+        for stop in self.script.stops:
+            spans = [part for span in spans for part in without(span, Span(stop, stop + 1))]
+        return Choice((*spans, owed))
 
     def push(self, id: int) -> None:
         choice = self.next()

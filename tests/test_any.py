@@ -16,6 +16,7 @@ import mmgpt
 from mmgpt.data.fill import pieces
 from mmgpt.decoders.audio_codec import AudioCodec
 from mmgpt.errors import CheckpointError, InputError
+from mmgpt.generate.engine import Request, run
 from mmgpt.generate.request import Chunk, Preview
 from mmgpt.generate.row import Row
 from mmgpt.hub import load
@@ -194,6 +195,29 @@ def test_words_need_frames_of_one_code():
         FramesLayout(5, Span(10, 10 + 1 + 8 + 3), 2, num_words=3)
     with pytest.raises(InputError, match="words=True and a codec of 2 quantizers"):
         any_gpt(words=True)
+
+
+def test_what_is_said_are_the_words_of_the_text_before_it():
+    """All of them, in their order and no others, however hot it is drawn; after a text that was written too; and none where there is no text."""
+    gpt = any_gpt(quantizers=1, words=True, verbatim=True)
+    text, layout = gpt.ports["text"].codec, gpt.ports["audio"].writes
+    hot = mmgpt.Sampling(temperature=5.0)
+    for seed, asked in enumerate(("a red apple", "a", "caption: a small cat")):
+        (result,) = run(gpt, [Request([asked], "audio", hot, seed=seed, grid=(60, 1, 1))])
+        codes = result.codes.flatten()
+        assert text.written(codes[codes >= layout.num_codes] - layout.num_codes).strip() == asked
+    (both,) = run(gpt, [Request(["a cat"], ("text", "audio"), hot, seed=3, grid=((1, 1, 3), (60, 1, 1)))])
+    codes = both.parts[1].codes.flatten()
+    assert (codes[codes >= layout.num_codes] - layout.num_codes).tolist() == both.parts[0].codes.flatten().tolist() != []
+    (free,) = run(gpt, [Request([Part("")], "audio", hot, seed=3, grid=(60, 1, 1))])
+    assert (free.codes >= layout.num_codes).any()  # of nothing that was said, any
+
+
+def test_words_that_are_no_words_of_the_text_are_refused():
+    with pytest.raises(InputError, match="2 words of a text for 3"):
+        FramesLayout(5, Span(10, 10 + 1 + 4 + 3), num_words=3, says=Span(20, 22))
+    with pytest.raises(InputError, match="verbatim=True and words=False"):
+        SoundConfig(verbatim=True)
 
 
 def test_words_among_frames_are_never_hidden():
@@ -510,6 +534,29 @@ def test_clips_that_were_heard_before_are_read_as_if_they_were_heard_now(tmp_pat
         vectors[1].sum().backward()
     assert gpt.encoders["audio"].out[0].weight.grad.any()
     assert all(p.grad is None for p in gpt.encoders["audio"].tower.parameters())
+
+
+def test_what_was_read_off_is_written_again():
+    """Heard, written down and said; seen, named and drawn as one of those drew it who drew the same."""
+    from mmgpt.data.speech import load_speech
+    from mmgpt.train.any import picture_directions, speech_directions
+    from mmgpt.train.gpt import GPTTask, Item, Mix
+
+    gpt, rows = any_gpt(max_length=600), load_speech(Path(__file__).parent / "data" / "speech6.parquet")
+    gpt = build_from(gpt, replace(gpt.config, audio=replace(gpt.config.audio, seconds=2.0)))
+    codes = [np.full((5, 1, 2), n) for n in range(len(rows))]
+    *_, repeat = speech_directions(gpt, rows, codes, (1, 1), "heart", 0.1, (), 1)
+    for item in repeat.weight_N.nonzero()[:, 0].tolist():
+        begin, heard, asked, words, said = repeat.document(item, torch.Generator().manual_seed(0))
+        again = gpt.write([Part(rows[item].text, learn=True), Part(Audio(torch.zeros(1), 16_000), learn=True, codes=codes[item])])
+        assert heard.encoder == "audio" and asked.ids_N.tolist() == gpt.write([Part("transcribe:")])[1].ids_N.tolist()
+        assert [(one.ids_N.tolist(), one.learn) for one in (begin, words, said)] == [(one.ids_N.tolist(), one.learn) for one in again]
+    items = [Item((name,), (("caption:", name),)) for name in ("a cat", "a dog", "a cat")]
+    task = GPTTask(gpt, torch.from_numpy(np.stack([np.array(picture(n)) for n in range(3)])).permute(0, 3, 1, 2), items, Mix(1, 1, augment=False))
+    *_, redraw = picture_directions(task, 1)
+    drawn = {redraw.document(0, torch.Generator().manual_seed(n))[-1].ids_N.tobytes() for n in range(8)}
+    assert drawn == {gpt.ports["image"].writes.write(task.codes[n], learn=True).ids_N.tobytes() for n in (0, 2)} and len(drawn) == 2
+    assert [one.learn for one in redraw.document(1, torch.Generator())] == [False, False, False, True, True]
 
 
 def test_a_share_of_clips_is_described_by_how_it_moves():

@@ -44,7 +44,7 @@ def words(tmp_path, monkeypatch) -> list[str]:
         "sample_every": 0,
         "log_every": 1,
     }
-    counts = {"captions": 1, "draws": 1, "transcribes": 2, "speaks": 2, "describes": 2, "animates": 1}
+    counts = {"captions": 1, "draws": 1, "transcribes": 2, "speaks": 2, "redraws": 1, "repeats": 1, "describes": 2, "animates": 1}
     return ["train", "any", *(f"{name}={value}" for name, value in (given | counts).items())]
 
 

@@ -121,7 +121,8 @@ class Row:
     def open(self, name: str, sizes: Sequence[Grid]) -> None:
         """A segment begins."""
         self.name, self.port, self.head = name, self.gpt.ports[name], self.gpt.heads[name]
-        self.automaton = Automaton([script for size in sizes for script in self.port.writes.scripts(size)])
+        scripts = [script for size in sizes for script in self.port.writes.scripts(size)]
+        self.automaton = Automaton(scripts, self.port.writes.owed(self.branches[0].document))
         for branch in self.branches:
             branch.beside = self.port.writes.beside(branch.document)
         self.sampling = self.request.sampling or self.port.sampling

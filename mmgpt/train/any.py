@@ -27,12 +27,22 @@ SHOWN = 3  # of each direction
 CODES = Path("~/.cache/mmgpt/codes")
 
 
-def picture_directions(task: GPTTask) -> list[Direction]:
-    """Captions and drawings, as the recipe of pictures alone makes them."""
+def picture_directions(task: GPTTask, redraws: int = 0) -> list[Direction]:
+    """Captions and drawings, as the recipe of pictures alone makes them; and pictures that are named and then drawn as another artist did, so that
+    what is drawn follows words whatever came before them."""
     from torchvision.transforms.v2.functional import to_pil_image
 
     def of(make: Callable[[int, list[float]], Document]):
         return lambda item, generator: make(item, torch.rand(2, generator=generator).tolist())
+
+    alike: dict[str, list[int]] = {}
+    for n, item in enumerate(task.items):
+        alike.setdefault(item.captions[0][1], []).append(n)
+
+    def redraw(item: int, generator: torch.Generator) -> Document:
+        names = alike[task.items[item].captions[0][1]]
+        other = names[int(torch.randint(len(names), (), generator=generator))]
+        return [*task.caption(item, [0.0, 0.0]), task.model.ports["image"].writes.write(task.codes[other], learn=True)]
 
     pictures = [
         ([Part(to_pil_image(task.pictures[n])), Part(task.items[n].captions[0][0])], "text", task.items[n].captions[0][1])
@@ -42,6 +52,7 @@ def picture_directions(task: GPTTask) -> list[Direction]:
     return [
         Direction("caption", task.mix.captions, task.weight_N, of(task.caption), pictures),
         Direction("draw", task.mix.draws, task.weight_N, of(task.draw), words),
+        Direction("redraw", redraws, task.weight_N, redraw),
     ]
 
 
@@ -53,8 +64,10 @@ def speech_directions(
     voice: str,
     drop: float,
     heard: Sequence[np.ndarray] = (),
+    repeats: int = 0,
 ) -> list[Direction]:
-    """Any voice to words; words to the voice `voice`. `codes` are the codec's codes of each row, none for rows that are not spoken.
+    """Any voice to words; words to the voice `voice`; and what it said to words and again to speech, so that what is said follows words whatever
+    came before them. `codes` are the codec's codes of each row, none for rows that are not spoken.
     `heard`: of each row, what ears that are not trained hear in it."""
     port = gpt.ports["audio"]
     if heard:
@@ -75,11 +88,20 @@ def speech_directions(
         dropped = float(torch.rand((), generator=generator)) < drop
         return gpt.write([Part("" if dropped else rows[item].text), Part(Audio(torch.zeros(1), 16_000), learn=True, codes=codes[item])])
 
+    def repeat(item: int, generator: torch.Generator) -> Document:
+        said = [Part(rows[item].text, learn=True), Part(Audio(torch.zeros(1), 16_000), learn=True, codes=codes[item])]
+        begin, *rest = gpt.write([Part(port.asks), *said])
+        return [begin, listened(item, generator), *rest]
+
     heard_N = torch.tensor([float(fits(row, gpt.config.audio.seconds)) for row in rows], dtype=torch.double)
     said_N = torch.tensor([float(row.voice == voice and len(c) > 0) for row, c in zip(rows, codes, strict=True)], dtype=torch.double) * heard_N
     listening = [([Part(rows[n].sound), Part(port.asks)], "text", rows[n].text) for n in first(heard_N, counts[0])]
     speaking = [([Part(rows[n].text)], "audio", rows[n].text) for n in first(said_N, counts[1])]
-    return [Direction("transcribe", counts[0], heard_N, transcribe, listening), Direction("speak", counts[1], said_N, speak, speaking)]
+    return [
+        Direction("transcribe", counts[0], heard_N, transcribe, listening),
+        Direction("speak", counts[1], said_N, speak, speaking),
+        Direction("repeat", repeats, said_N, repeat),
+    ]
 
 
 def fits(row: Speech, seconds: float) -> bool:

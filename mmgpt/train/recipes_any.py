@@ -92,6 +92,8 @@ class AnyOptions:
     draws: int = 6
     transcribes: int = 8
     speaks: int = 6
+    redraws: int = 2  # named, then drawn, where both are learned: what is written follows words whatever came before them
+    repeats: int = 2  # heard and written down, then said
     describes: int = 2
     animates: int = 2
     row_length: int = 512
@@ -150,7 +152,7 @@ def any_to_any(options: AnyOptions, settings: Settings, words: Words) -> Job:
         codec = load_codec(options.codec)
         kind = heard.kind if heard else options.encoder
         blocks = len(blocks_of(heard.encoder)) if heard else options.ear_blocks if kind == "whisper" else 0
-        audio = SoundConfig(codec.config, kind, options.seconds, blocks=blocks, words=options.words)
+        audio = SoundConfig(codec.config, kind, options.seconds, blocks=blocks, words=options.words, verbatim=options.words)
         video = VideoConfig(options.frames, options.side, options.frames / SECONDS, changes=options.changes, codec=options.video)
         model = build_from(model, replace(model.config, audio=audio, video=video, max_length=options.max_length), codec)
         if kind == "whisper" and not heard and (had is None or had.encoder != "whisper"):
@@ -188,9 +190,10 @@ def any_to_any(options: AnyOptions, settings: Settings, words: Words) -> Job:
     vectors = speech_heard(model.encoders["audio"], speech) if options.transcribes and ears is not None and still(ears) else []
     if model.config.audio.words and options.speaks:
         said = spelled(model, aligner, speech, said)
+    redraws, repeats = options.redraws * bool(options.captions and options.draws), options.repeats * bool(options.transcribes and options.speaks)
     directions = [
-        *picture_directions(pictures),
-        *speech_directions(model, speech, said, hearing, options.voice, options.drop, vectors),
+        *picture_directions(pictures, redraws),
+        *speech_directions(model, speech, said, hearing, options.voice, options.drop, vectors, repeats),
         *clip_directions(model, clips, shown, watching, options.drop, sights, options.moves),
     ]
     card = f"# any, trained here\n\nTrained with {words or 'the recipe as it is'}. Not evaluated.\n"

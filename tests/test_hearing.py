@@ -8,7 +8,7 @@ import pyarrow.parquet as parquet
 import pytest
 import torch
 from PIL import Image
-from tiny import picture
+from tiny import picture, tone
 
 from mmgpt.data.clips import moving
 from mmgpt.data.footage import Clip, load_clips
@@ -136,6 +136,17 @@ def rows_of_speech() -> list[Speech]:
     read = load_speech(DATA / "speech6.parquet")
     fire = next(row for row in read if row.text == "the fire is out")
     return [*read, replace(fire, split="test")]
+
+
+def test_the_recogniser_writes_no_more_than_can_be_said():
+    """One that understands nothing may repeat itself without end."""
+
+    class Model:
+        def transcribe(self, samples_N, max_new_tokens, **settings):
+            return [type("S", (), {"text": " click" * max_new_tokens})], None
+
+    heard = Recogniser(Model()).transcribe([tone(seconds) for seconds in (0.2, 3.0, 40.0)])
+    assert [len(words.split()) for words in heard] == [8, 8 + 8 * 3, 8 + 8 * 30]
 
 
 def test_speech_that_is_understood_scores_so(monkeypatch):

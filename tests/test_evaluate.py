@@ -256,6 +256,7 @@ class Answers:
     """Hears the name in a clip's first sample and draws it; says a picture's name as a sound whose first sample is its place in THINGS."""
 
     heads = dict.fromkeys(("text", "image", "audio"))
+    ports = {name: type("P", (), {"asks": asks}) for name, asks in (("image", "caption:"), ("audio", "transcribe:"))}
 
     def __init__(self, rows, drawn_right: bool = True, said_right: bool = True):
         self.row = {picture(row).tobytes(): row for row in rows}

@@ -243,11 +243,12 @@ def test_sentences_of_known_words(build_speech):
 
 def test_no_training_text_has_a_test_sentence(build_speech, monkeypatch):
     generator = random.Random(0)
-    for name, value in {"NUM_WORDS": 40, "NUM_CHAINS": 60, "NUM_TEST": 20, "NUM_SPOKEN": 15}.items():
+    for name, value in {"NUM_WORDS": 40, "NUM_CHAINS": 60, "NUM_TEST": 20, "NUM_SPOKEN": 15, "NUM_EXAMPLES": 30}.items():
         monkeypatch.setattr(build_speech, name, value)
     words = [f"w{chr(97 + n % 26)}{chr(97 + n // 26)}" for n in range(40)]
     examples = [" ".join(generator.choices(words, k=generator.randint(3, 7))) for _ in range(300)]
     prose = [f"{example} {words[0]}" for example in examples[:100]]
+    examples += [f"rare{chr(97 + n % 26)} {example}" for n, example in enumerate(examples)]  # words that are not frequent enough
     lines, vocabulary = build_speech.every_line({"sun": "sun", "moon": "moon"}, examples, prose)
     assert sorted(vocabulary) == sorted(words)
     tested = {line.text for line in lines if line.split == "test" and line.source == "sentence"}
@@ -256,6 +257,8 @@ def test_no_training_text_has_a_test_sentence(build_speech, monkeypatch):
     assert {line.voice for line in trained} == {"heart", "slt", "awb", "kal16"}
     assert {line.voice for line in lines if line.split == "test"} == {"heart", "rms"}
     assert {line.source for line in lines[: len(lines) // 4]} == {"name", "sentence", "prose", "chain"}  # the same mix from the start
+    assert {(line.source, line.voice) for line in lines[-30:]} == {("example", "heart")} and "example" not in {line.source for line in lines[:-30]}
+    assert not set(vocabulary).issuperset(word for line in lines[-30:] for word in line.text.split())
     assert len(lines) == len(set(lines))
 
 

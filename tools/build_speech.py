@@ -1,6 +1,6 @@
 """Emoji names and WordNet sentences, spoken by five synthetic voices -> parquet shards of short clips of speech with their words.
 
-    python tools/build_speech.py speech --emoji emoji.parquet     # speech/speech-000.parquet ..., 25,000 clips, about 20 minutes on one core
+    python tools/build_speech.py speech --emoji emoji.parquet     # speech/speech-000.parquet ..., 49,000 clips, about 80 minutes on one core
     python tools/build_speech.py --fixture                        # only tests/data/speech6.parquet
 
 Needs `pip install hibari-tts==0.2.1 onnxruntime==1.32.0 scipy==1.17.1 soundfile==0.14.0` and Debian's `flite` 2.2-5 and `wordnet-base` 1:3.0-37.
@@ -10,8 +10,9 @@ BSD-like licence; WordNet 3.0 under Princeton's licence (free use with its notic
 Every clip is 16 kHz mono FLAC, 80 ms of silence at either end at most. `text` has the words as spoken, lower case, no marks but the
 apostrophe within a word. Sources: "name" (an emoji's name, `label` is its row in emoji.parquet), "sentence" (an example of WordNet's),
 "prose" (a definition of WordNet's), "chain" (drawn from the trigrams of the examples: English in small, not in large). All but names use the
-1,000 most frequent words of the examples. Split "test": 300 sentences that no voice of the training split speaks and no training text
-contains, and everything that the voice `rms` says. Shards are the same mix throughout, and those that exist are left as they are.
+1,000 most frequent words of the examples; "example" is any other example, with any words, by the first voice, behind all the others.
+Split "test": 300 sentences that no voice of the training split speaks and no training text contains, and everything that the voice `rms`
+says. Shards are the same mix up to the examples, and those that exist are left as they are.
 """
 
 import argparse
@@ -39,7 +40,7 @@ import pyarrow.parquet as pq
 ROOT = Path(__file__).resolve().parent.parent
 RATE = 16000
 SHARD = 1000  # clips
-NUM_WORDS, NUM_CHAINS, NUM_TEST, NUM_SPOKEN = 1000, 9000, 300, 500  # NUM_SPOKEN: sentences of each voice but the first
+NUM_WORDS, NUM_CHAINS, NUM_TEST, NUM_SPOKEN, NUM_EXAMPLES = 1000, 9000, 300, 500, 24_000  # NUM_SPOKEN: sentences of each voice but the first
 FIRST, OTHERS, LEFT_OUT = "heart", ("slt", "awb", "kal16"), "rms"
 PACKAGES = "pip install hibari-tts==0.2.1 onnxruntime==1.32.0 scipy==1.17.1 soundfile==0.14.0"
 
@@ -127,7 +128,8 @@ def every_line(names: dict[str, str], examples: list[str], definitions: list[str
         if voice in OTHERS:
             share = mixed[number * NUM_SPOKEN :][:NUM_SPOKEN]
             groups.append([Line("", said, voice, "sentence" if text_of(said) in spoken else "chain", "train") for said in share])
-    return interleaved(groups), vocabulary
+    more = [s for s in unseen(within(examples, {word for example in examples for word in words(example)})) if text_of(s) not in spoken]
+    return interleaved(groups) + [Line("", said, FIRST, "example", "train") for said in shuffled(more, "examples")[:NUM_EXAMPLES]], vocabulary
 
 
 def interleaved(groups: list[list[Line]]) -> list[Line]:

@@ -18,7 +18,7 @@ COLUMNS = ("audio", "text", "voice", "source", "split", "seconds")
 
 @dataclass(frozen=True)
 class Speech:
-    """One clip: the bytes of a sound file, what is said, by whom; `source` says of what the words are (name, sentence or prose)."""
+    """One clip: the bytes of a sound file, what is said, by whom; `source` says of what the words are (name, sentence, prose, chain or example)."""
 
     audio: bytes = field(repr=False)
     text: str

@@ -170,6 +170,8 @@ class Automaton:
             raise InputError("0 scripts to generate from: pass at least one size")
         self.scripts, self.length, self.stopped, self.moved = list(scripts), 0, False, -1
         self.owed = owed if self.script.moves else None
+        if self.owed is not None and len(self.owed) >= (room := int(self.script.open_N.sum())):
+            raise InputError(f"{len(self.owed)} pieces of words to say in {room} slots, and frames that say them: say less at once")
 
     def next(self) -> Choice | None:
         """The choice for the next slot; None when the segment is complete."""

@@ -211,6 +211,8 @@ def test_what_is_said_are_the_words_of_the_text_before_it():
     assert (codes[codes >= layout.num_codes] - layout.num_codes).tolist() == both.parts[0].codes.flatten().tolist() != []
     (free,) = run(gpt, [Request([Part("")], "audio", hot, seed=3, grid=(60, 1, 1))])
     assert (free.codes >= layout.num_codes).any()  # of nothing that was said, any
+    with pytest.raises(InputError, match="slots, and frames that say them: say less"):
+        run(gpt, [Request(["a red apple " * 30], "audio", grid=(60, 1, 1))])
 
 
 def test_words_that_are_no_words_of_the_text_are_refused():

@@ -1,6 +1,6 @@
 """Emoji names and WordNet sentences, spoken by five synthetic voices -> parquet shards of short clips of speech with their words.
 
-    python tools/build_speech.py speech --emoji emoji.parquet     # speech/speech-000.parquet ..., 49,000 clips, about 80 minutes on one core
+    python tools/build_speech.py speech --emoji emoji.parquet     # speech/speech-000.parquet ..., 49,000 clips, an hour or more on one core
     python tools/build_speech.py --fixture                        # only tests/data/speech6.parquet
 
 Needs `pip install hibari-tts==0.2.1 onnxruntime==1.32.0 scipy==1.17.1 soundfile==0.14.0` and Debian's `flite` 2.2-5 and `wordnet-base` 1:3.0-37.

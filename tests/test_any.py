@@ -472,7 +472,8 @@ def test_codes_are_kept_for_the_same_files_and_codec(tmp_path, monkeypatch):
     from mmgpt.train import any as recipe
 
     monkeypatch.setattr(recipe, "CODES", tmp_path)
-    gpt, sounds, opened = any_gpt(), [tone(0.1), tone(0.2), tone(0.3)], []
+    monkeypatch.setattr(recipe, "BLOCK", 2)
+    gpt, sounds, opened = any_gpt(), [tone(0.1), tone(0.2), tone(0.3), tone(0.4)], []
     codec = gpt.ports["audio"].codec
 
     def encode(n: int) -> np.ndarray:
@@ -484,10 +485,33 @@ def test_codes_are_kept_for_the_same_files_and_codec(tmp_path, monkeypatch):
     again = recipe.coded(codec, stored, encode, "speech")
     assert opened == [0, 0, 1, 2, 0] and [codes.tolist() for codes in first] == [codes.tolist() for codes in again]
     assert [codes.dtype for codes in again] == [np.dtype("int64")] * 3 and [len(codes) for codes in again] == [3, 5, 8]
-    recipe.coded(codec, [b"a", b"b", b"d"], encode, "speech")  # other files
+    opened.clear()
+    recipe.coded(codec, [b"a", b"b", b"d"], encode, "speech")  # another file in the second block
+    assert opened == [0, 2]
+    grown = recipe.coded(codec, [*stored, b"e"], encode, "speech")  # more files: the first block is known
+    assert opened == [0, 2, 0, 2, 3] and [codes.tolist() for codes in grown[:3]] == [codes.tolist() for codes in first]
     next(codec.parameters()).data.add_(0.5)
     recipe.coded(codec, stored, encode, "speech")  # another codec
-    assert len(opened) == 5 + 4 + 4 and len(list(tmp_path.iterdir())) == 3 and recipe.coded(codec, [], encode, "speech") == []
+    assert opened[5:] == [0, 0, 1, 2] and len(list(tmp_path.iterdir())) == 6 and recipe.coded(codec, [], encode, "speech") == []
+
+
+def test_what_was_coded_before_a_stop_is_kept(tmp_path, monkeypatch):
+    from mmgpt.train import any as recipe
+
+    monkeypatch.setattr(recipe, "CODES", tmp_path)
+    monkeypatch.setattr(recipe, "BLOCK", 2)
+    codec, opened = any_gpt().ports["audio"].codec, []
+
+    def encode(n: int) -> np.ndarray:
+        if n == 3 and len(opened) == 4:
+            raise KeyboardInterrupt
+        opened.append(n)
+        return np.full((n + 1, 1), n)
+
+    with pytest.raises(KeyboardInterrupt):
+        recipe.coded(codec, [b"a", b"b", b"c", b"d"], encode, "speech")
+    found = recipe.coded(codec, [b"a", b"b", b"c", b"d"], encode, "speech")
+    assert opened == [0, 0, 1, 2, 0, 2, 3] and [codes.tolist() for codes in found] == [[[n]] * (n + 1) for n in range(4)]
 
 
 @pytest.mark.parametrize("changes", [0, 8])

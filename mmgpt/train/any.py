@@ -25,6 +25,7 @@ from mmgpt.types import Audio, Part, Prepared, Video, Written
 MOVES = "motion:"
 SHOWN = 3  # of each direction
 CODES = Path("~/.cache/mmgpt/codes")
+BLOCK = 1000  # files
 
 
 def picture_directions(task: GPTTask, redraws: int = 0) -> list[Direction]:
@@ -220,29 +221,47 @@ class Seen(nn.Module):
 
 @torch.no_grad()
 def coded(network: nn.Module, stored: Sequence[bytes], encode: Callable[[int], np.ndarray], name: str) -> list[np.ndarray]:
-    """What a network makes of all files. That takes minutes, so it is kept in `CODES`, for when the same network meets the same files again."""
-    from rich.progress import track
-    from safetensors.numpy import load_file, save_file
+    """What a network makes of all files. That takes minutes, so it is kept in `CODES`, for when the same network meets the same files again: `BLOCK`
+    files at a time, so that nothing is lost on the way, and of a set that has grown only what is new is encoded."""
+    from rich.progress import Progress
 
     if not stored:
         return []
     known = sha256()
-    for part in (*network.state_dict().values(), *stored):
-        known.update(part if isinstance(part, bytes) else part.cpu().contiguous().numpy().tobytes())
+    for part in network.state_dict().values():
+        known.update(part.cpu().contiguous().numpy().tobytes())
     first = encode(0)  # its shape, too, says whether frames are as large and as many as they were
-    known.update(str((first.shape, first.tolist(), len(stored))).encode())
-    place = CODES.expanduser() / f"{name}-{known.hexdigest()[:24]}.safetensors"
-    if place.is_file():
-        kept = load_file(place)
-        codes = kept["codes"] if kept["codes"].dtype == np.float16 else kept["codes"].astype(np.int64)
-        return np.split(codes, kept["counts"].cumsum()[:-1])
-    found = [encode(n) for n in track(range(len(stored)), f"coding {name}", transient=True)]
+    known.update(str((first.shape, first.tolist())).encode())
+    found = []
+    with Progress(transient=True) as progress:
+        bar = progress.add_task(f"coding {name}", total=len(stored))
+        for start in range(0, len(stored), BLOCK):
+            block, key = range(start, min(start + BLOCK, len(stored))), known.copy()
+            for n in block:
+                key.update(sha256(stored[n]).digest())
+            place = CODES.expanduser() / f"{name}-{key.hexdigest()[:24]}.safetensors"
+            if not place.is_file():
+                keep(place, [(encode(n), progress.advance(bar))[0] for n in block])
+            progress.update(bar, completed=block.stop)
+            found += opened(place)
+    return found
+
+
+def keep(place: Path, found: list[np.ndarray]) -> None:
+    from safetensors.numpy import save_file
+
     place.parent.mkdir(parents=True, exist_ok=True)
-    new = place.with_suffix(f".{os.getpid()}")
-    codes = np.concatenate(found)
+    new, codes = place.with_suffix(f".{os.getpid()}"), np.concatenate(found)
     save_file({"codes": codes if codes.dtype == np.float16 else codes.astype(np.int32), "counts": np.array([len(codes) for codes in found])}, new)
     new.rename(place)
-    return found
+
+
+def opened(place: Path) -> list[np.ndarray]:
+    from safetensors.numpy import load_file
+
+    kept = load_file(place)
+    codes = kept["codes"] if kept["codes"].dtype == np.float16 else kept["codes"].astype(np.int64)
+    return np.split(codes, kept["counts"].cumsum()[:-1])
 
 
 def clip_directions(

@@ -1,11 +1,14 @@
-"""Eight pictures and eight prompts -> their captions on the screen, drawings in a folder: what `make demo` shows."""
+"""Eight pictures and eight prompts -> their captions on the screen, drawings in a folder: what `make demo` shows; and speech and clips, where the
+model writes them, with what it then hears and sees in them."""
 
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from mmgpt.data.files import save_file, suffix_of
 from mmgpt.data.pictures import open_picture, save_picture
 from mmgpt.data.sheet import contact_sheet
+from mmgpt.generate.engine import Engine, Request
 
 PICTURES = Path(__file__).parents[1] / "examples" / "pictures"  # beside the package in a checkout, absent in a wheel
 PROMPTS = (
@@ -18,6 +21,10 @@ PROMPTS = (
     "a red apple, fluent-3d style",  # nobody's red apple was trained on, only other apples and other red things
     "blue book, fluent-3d style",  # the same
 )
+MORE = {  # of what is written besides text and pictures; none was learned, of the clips only their parts
+    "audio": ("they live well", "break a record", "i have two years left"),
+    "video": ("cherries moving up quickly", "a Christmas tree spinning slowly", "a cat, then a key"),
+}
 
 
 def demo(gpt, out: str | Path, pictures: Sequence[str | Path] = (), prompts: Sequence[str] = PROMPTS) -> Path:
@@ -36,7 +43,19 @@ def demo(gpt, out: str | Path, pictures: Sequence[str | Path] = (), prompts: Seq
         print(f"  {save_picture(image, out / f'{n}-{slug(words)}.png')}  {words}")
     sheet = save_picture(contact_sheet(images, prompts), out / "drawings.png")
     print(f"All drawings: {sheet}  ({time.perf_counter() - begin:.0f} s)")
+    for to, more in MORE.items():
+        if to in gpt.heads:
+            tell(gpt, to, more, out)
     return sheet
+
+
+def tell(gpt, to: str, prompts: Sequence[str], out: Path) -> None:
+    """Writes each prompt as `to`, saves that, and reads it back."""
+    print(f"What it writes as {to}, and the words that it then finds in that:")
+    made = [result.value for result in Engine(gpt).run([Request([words], to, seed=n) for n, words in enumerate(prompts)])]
+    found = gpt.caption(made, prompt=gpt.ports[to].asks)
+    for words, value, read in zip(prompts, made, found, strict=True):
+        print(f"  {save_file(value, out / f'{slug(words)}{suffix_of(value)}')}  {words}  ->  {read}")
 
 
 def slug(words: str) -> str:

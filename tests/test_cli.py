@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from tiny import any_gpt
 
+import mmgpt
 from mmgpt.cli import main, parser
 from mmgpt.data.sheet import contact_sheet
+from mmgpt.demo import MORE, demo, slug
 from mmgpt.errors import InputError
 
 ROOT = Path(__file__).parents[1]
@@ -79,6 +82,15 @@ def test_demo_draws_a_sheet(tiny_folder, picture_file, tmp_path, capsys):
     assert main(["demo", str(picture_file), "-o", str(tmp_path / "demo"), "--checkpoint", str(tiny_folder)]) == 0
     assert "red.png" in capsys.readouterr().out
     assert len(list((tmp_path / "demo").glob("?-*.png"))) == 8 and (tmp_path / "demo" / "drawings.png").is_file()
+
+
+def test_demo_speaks_and_animates_where_a_model_can(picture_file, tmp_path, capsys):
+    demo(any_gpt(), tmp_path, [picture_file], ["red"])
+    out = capsys.readouterr().out
+    sounds, clips = sorted(tmp_path.glob("*.wav")), sorted(tmp_path.glob("*.gif"))
+    assert [path.stem for path in sounds] == sorted(map(slug, MORE["audio"])) and [path.stem for path in clips] == sorted(map(slug, MORE["video"]))
+    assert all(str(path) in out for path in [*sounds, *clips]) and out.count("  ->  ") == 6
+    assert mmgpt.open_sound(sounds[0]).rate == 16_000 and mmgpt.open_video(clips[0]).frames[0].size == (16, 16)
 
 
 def test_info(tiny_folder, capsys):

@@ -109,6 +109,7 @@ def main() -> None:
     parser.add_argument("--left-out", default="", help="the artist that it was trained without")
     parser.add_argument("--temperature", type=float, help="of pictures, where the caller names none")
     parser.add_argument("--speaking", type=float, help="temperature of sound, where the caller names none")
+    parser.add_argument("--animating", type=float, help="guidance of clips, where the caller names none")
     parser.add_argument("--eight", default="", help="parts whose matrices are stored in 8 bits a weight, comma between them")
     parser.add_argument("--guidance", type=float, help="of pictures, where the caller names none")
     arguments = parser.parse_args()
@@ -117,6 +118,8 @@ def main() -> None:
     model.config = replace(model.config, left_out=arguments.left_out or model.config.left_out, **unasked)
     if arguments.speaking is not None:
         model.config = replace(model.config, audio=replace(model.config.audio, temperature=arguments.speaking))
+    if arguments.animating is not None:
+        model.config = replace(model.config, video=replace(model.config.video, guidance=arguments.animating))
     texts = [f"`{path.stem}`\n\n```\n{report(figures(path))}\n```" for path in arguments.figures]
     c = model.config
     facts = {"million": num_parameters(model.decoder) / 1e6, "blocks": c.decoder.depth, "width": c.decoder.width, "text": c.num_text}

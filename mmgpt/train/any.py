@@ -230,8 +230,8 @@ def coded(network: nn.Module, stored: Sequence[bytes], encode: Callable[[int], n
     known = sha256()
     for part in network.state_dict().values():
         known.update(part.cpu().contiguous().numpy().tobytes())
-    first = encode(0)  # its shape, too, says whether frames are as large and as many as they were
-    known.update(str((first.shape, first.tolist())).encode())
+    first = encode(0)  # it says, too, whether frames are as large and as many as they were; fractions differ a little with the number of threads
+    known.update(str((first.shape, first.tolist() if first.dtype.kind == "i" else "")).encode())
     found = []
     with Progress(transient=True) as progress:
         bar = progress.add_task(f"coding {name}", total=len(stored))

@@ -170,13 +170,20 @@ def test_pieces_begin_where_their_letters_are_heard(heard_as, pieces, starts):
     assert beginnings(scores_of(heard_as), pieces) == starts
 
 
-def test_words_stand_where_they_are_heard(monkeypatch):
+def test_words_stand_where_they_are_heard(monkeypatch, tmp_path):
     """Codes of speech with its pieces among them: those of clips, in their order, each at its frame; from what was heard before as from the sound."""
+    monkeypatch.setattr(modalities, "CODES", tmp_path)
     gpt, text = any_gpt(quantizers=1, words=True), "a red cat"
     model = Ears(gpt.config.decoder.width, 1, 2.0, "whisper")
     row = Speech(sound_file(tone(1.0).samples.numpy()[:, None], 16_000, "WAV"), text, "tones", "name", "train", 1.0)
     heard_as = " ".join("a_ _red_ _cat")  # 25 vectors
-    monkeypatch.setattr(Ears, "scores", lambda self, vectors_ND: scores_of(heard_as.replace(" ", "_")[: len(vectors_ND)]))
+    listened = []
+
+    def scores(self, vectors_ND):
+        listened.append(len(vectors_ND))
+        return scores_of(heard_as.replace(" ", "_")[: len(vectors_ND)])
+
+    monkeypatch.setattr(Ears, "scores", scores)
     codes, long = np.arange(25)[:, None] % 16, Speech(row.audio, text, "tones", "name", "train", 9.0)
     rows, given = [row, long, row], [codes, codes, codes[:0]]
     found = spelled(gpt, model, rows, given)
@@ -185,6 +192,11 @@ def test_words_stand_where_they_are_heard(monkeypatch):
     assert gpt.ports["text"].codec.decode(pieces) == text and (found[0][found[0] < first] == codes[:, 0]).all()
     assert [len(some) for some in found[1:]] == [0, 0]
     assert found[0][0] >= first and (found[0][1:5] < first).any()
+    again = spelled(gpt, model, [row, long, row], [codes + 1, codes, codes])
+    assert again[0].tolist() == [[c + (c < first)] for (c,) in found[0].tolist()] and again[2].tolist() == found[0].tolist()
+    assert len(listened) == 2 + 3  # the first one again, to see that it is the same
+    spelled(gpt, model, [row, long, row], given[:2] + [codes])
+    assert len(listened) == 2 + 3 + 1  # where words begin was kept
 
 
 @pytest.mark.parametrize("encoder", ["mel", "whisper"])

@@ -129,27 +129,30 @@ def with_words(codes: Int[np.ndarray, "T 1"], starts: Sequence[int], words: Sequ
 def spelled(gpt: GPT, ears, rows: Sequence[Speech], codes: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Codes of speech with the pieces of their words among them, where `ears` (`mmgpt.train.ears.Ears`) hear them begin; of clips without codes, or
     too long for these ears, none."""
-    from rich.progress import track
-
     from mmgpt.train.ears import beginnings
 
-    layout, text, found = gpt.ports["audio"].writes, gpt.ports["text"].codec, []
+    layout, text = gpt.ports["audio"].writes, gpt.ports["text"].codec
     device = next(ears.parameters()).device
     heard = speech_heard(ears.encoder, rows) if hasattr(ears.encoder, "tower") else []
-    for n in track(range(len(rows)), "hearing where words begin", transient=True):
-        if not len(codes[n]) or not fits(rows[n], ears.encoder.max_seconds):
-            found.append(codes[n][:0])
-            continue
-        with torch.no_grad():
-            if heard:
-                vectors_ND = ears.encoder.out(torch.from_numpy(heard[n]).float().to(device))
-            else:
-                vectors_ND = ears.encoder(there(ears.encoder.prepare(rows[n].sound), device))
-            scores_TL = ears.scores(vectors_ND).cpu()
-        pieces = text.encode(rows[n].text)
-        starts = beginnings(scores_TL, [text.written(np.array([piece])) for piece in pieces])
-        frames = [min(start * len(codes[n]) // len(scores_TL), len(codes[n])) for start in starts]
-        found.append(with_words(codes[n], frames, (layout.num_codes + pieces).tolist()))
+    short = [n for n, row in enumerate(rows) if len(codes[n]) and fits(row, ears.encoder.max_seconds)]
+    pieces = [text.encode(rows[n].text) for n in short]
+
+    def aligned(k: int) -> np.ndarray:
+        """Where each piece begins, and behind these how many vectors were heard."""
+        n = short[k]
+        if heard:
+            vectors_ND = ears.encoder.out(torch.from_numpy(heard[n]).float().to(device))
+        else:
+            vectors_ND = ears.encoder(there(ears.encoder.prepare(rows[n].sound), device))
+        scores_TL = ears.scores(vectors_ND).cpu()
+        return np.array([*beginnings(scores_TL, [text.written(np.array([piece])) for piece in pieces[k]]), len(scores_TL)])
+
+    stored = [np.asarray(some, np.int64).tobytes() + rows[n].audio for n, some in zip(short, pieces, strict=True)]
+    found = [code[:0] for code in codes]
+    for n, some, places in zip(short, pieces, coded(ears, stored, aligned, "words"), strict=True):
+        *starts, count = places.tolist()
+        frames = [min(start * len(codes[n]) // count, len(codes[n])) for start in starts]
+        found[n] = with_words(codes[n], frames, (layout.num_codes + some).tolist())
     return found
 
 

@@ -58,12 +58,15 @@ def evaluate_speech(options: argparse.Namespace, load) -> dict:
     from mmgpt.evaluate.hearing import Recogniser
     from mmgpt.evaluate.speech import evaluate_codec, evaluate_speech
 
+    codec = (Path(options.checkpoint) / "codec.json").is_file()  # what the recipe speech-codec makes
+    if codec and options.no_judge:
+        raise InputError(f"--no-judge, and {options.checkpoint} is a codec: all that is measured of one is what the judge hears")
     rows, recogniser = load_speech(options.data), None if options.no_judge else Recogniser.load()
-    if (Path(options.checkpoint) / "codec.json").is_file():  # what the recipe speech-codec makes
+    if codec:
         from mmgpt.decoders.audio_codec import SoundCodec
         from mmgpt.train.sound import load_codec
 
-        return evaluate_codec(SoundCodec(load_codec(options.checkpoint)), rows, recogniser or Recogniser.load(), options.voice, options.num)
+        return evaluate_codec(SoundCodec(load_codec(options.checkpoint)), rows, recogniser, options.voice, options.num)
     return evaluate_speech(load(options), rows, recogniser, options.voice, options.num, best_of=options.best_of)
 
 

@@ -3,6 +3,7 @@
 import argparse
 import json
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import mmgpt
@@ -76,7 +77,7 @@ def read(options: argparse.Namespace, load, bar) -> None:
             requests = [mmgpt.Request([value, options.prompt], "text") for value in values]
             found += [result.value for result in mmgpt.Engine(gpt).run(requests)]
             done(len(found))
-            if not options.json:  # what is known is said at once: a broken file later on costs nothing
+            if not options.json:  # what is known is said at once: a broken file later on costs its own few alone
                 print("\n".join(f"{file}: {words}" for file, words in zip(options.files[start:], found[start:], strict=False)), flush=True)
     if options.json:
         lines = [{"file": file, task.key: words} for file, words in zip(options.files, found, strict=True)]
@@ -104,6 +105,8 @@ def outputs(path: Path, count: int, suffixes: tuple[str, ...]) -> list[Path]:
     """The files that will be written, checked before any work is done: "a.png" of three gives a-1.png, a-2.png, a-3.png."""
     if path.suffix.lower() not in suffixes:
         raise InputError(f"-o {path}: the suffix is {path.suffix!r}, use one of {', '.join(suffixes)}")
+    if path.suffix.lower() == ".mp4" and find_spec("av") is None:
+        raise InputError(f"-o {path}: MP4 is written by PyAV: pip install av, or take {suffixes[0]}")
     if not path.parent.is_dir() or path.is_dir():
         raise InputError(f"-o {path}: {'this is a folder, give a file' if path.is_dir() else f'there is no folder {path.parent}, make it first'}")
     return [path] if count == 1 else [path.with_stem(f"{path.stem}-{n}") for n in range(1, count + 1)]

@@ -59,7 +59,8 @@ def layouts(port: Port) -> dict[str, str]:
     elif port.codec is not None:
         lines["read"] = "as it is written"
     if port.writes is not None:
-        grid = f", {port.grid[1]} x {port.grid[2]} codes in {len(port.writes.script(port.grid))} positions" if port.grid else ""
+        sides = " x ".join(map(str, port.grid[port.grid[0] == 1 :])) if port.grid else ""
+        grid = f", {sides} codes in {len(port.writes.script(port.grid))} positions" if port.grid else ""
         lines["written"] = f"{type(port.writes).__name__}{grid}"
     return lines
 

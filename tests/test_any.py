@@ -430,6 +430,20 @@ def test_parts_of_a_batch_are_the_batch(tmp_path):
     assert [path.suffix for path in sorted(tmp_path.iterdir())] == [".wav", ".txt"]
 
 
+def test_parts_hide_codes_of_their_own_chance_and_items_of_no_weight_are_never_drawn():
+    gpt, document = any_gpt(), [Part("a cat"), Part(tone(0.4), True)]
+    weight_N = torch.tensor([1.0, 0.0, 1.0, 0.0, 0.0, 0.0], dtype=torch.double)
+    drawn = []
+
+    def make(item, generator):
+        drawn.append(item)
+        return gpt.write(document)
+
+    task = MixTask(gpt, [Direction("speak", 4, weight_N, make)], 128, hide=1.0)
+    shares = [[task.share(step, n, 2).ids_BT for step in range(4)] for n in range(2)]
+    assert set(drawn) == {0, 2} and not all(torch.equal(a, b) for a, b in zip(*shares, strict=True))
+
+
 def test_a_target_is_learned_once():
     """Pictures and frames have the same ids: codes of which nobody says whose they are belong to the first head that scores them."""
     gpt = any_gpt()

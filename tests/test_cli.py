@@ -93,6 +93,16 @@ def test_demo_speaks_and_animates_where_a_model_can(picture_file, tmp_path, caps
     assert mmgpt.open_sound(sounds[0]).rate == 16_000 and mmgpt.open_video(clips[0]).frames[0].size == (16, 16)
 
 
+def test_films_without_their_package_are_refused_before_any_work(tiny_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("mmgpt.cli_io.find_spec", lambda name: None)
+    assert "pip install av" in refused(capsys, "animate", "a cat", "-o", tmp_path / "cat.mp4", "--checkpoint", tmp_path / "nowhere")
+
+
+def test_a_codec_is_not_measured_without_its_judge(tmp_path, capsys):
+    (tmp_path / "codec.json").write_text("{}")
+    assert "is a codec" in refused(capsys, "eval", "speech", tmp_path, "--data", "nowhere", "--no-judge")
+
+
 def test_info(tiny_folder, capsys):
     assert main(["info", str(tiny_folder)]) == 0
     out = capsys.readouterr().out

@@ -315,6 +315,18 @@ def test_a_conversation_reads_only_what_is_new(monkeypatch):
     assert sum(len(key) for key, _ in engine.prefixes.held.values()) <= 1000
 
 
+def test_what_other_weights_have_read_is_not_used():
+    gpt = tiny_gpt()
+    engine, request = Engine(gpt, keep=1000), Request([picture(6), "what is on it, in so many words?"], grid=(1, 1, 4))
+    engine.run([request])
+    assert engine.prefixes.held
+    with torch.no_grad():
+        for p in gpt.decoder.parameters():
+            p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
+    fresh, found = run(gpt, [request])[0], engine.run([request])[0]
+    assert found.ids == fresh.ids and abs(found.log_probability - fresh.log_probability) < 1e-5
+
+
 def test_long_and_short_beginnings_in_one_pass():
     """What is known of two documents may differ by more than the cache has room for beside what is new."""
     long = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"

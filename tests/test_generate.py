@@ -159,6 +159,27 @@ def test_sounds_and_clips_are_read_back_as_their_port_asks(to, asks):
     assert run(gpt, [request])[0].ids == alone[int(np.argmin(losses))].ids and len(set(losses)) == 4
 
 
+def test_the_best_of_one_request_is_told_while_others_are_written(monkeypatch):
+    """As soon as its own tries are there; and a request that fails ends no other, whatever their group."""
+    short = Request([picture(1), "caption:"], "text", WARM, best_of=2, grid=(1, 1, 2))
+    asked = [short, Request(["a dog"], "image", best_of=3), Request(["a cow"], "image", best_of=2)]
+    told, steps = [], [0]
+    wanted = [result.ids for result in run(GPT, asked)]
+    engine.Engine(GPT).run(asked[:2], lambda done, of: steps.append(done), lambda number, result: told.append((number, steps[-1])))
+    assert [number for number, _ in told] == [0, 1] and told[0][1] < 5
+
+    def failing(some, came):
+        if some[0].parts == ["a dog"]:
+            raise InputError("none")
+        return engine.Engine(GPT).run(some, None, came)
+
+    monkeypatch.setattr(best, "AT_ONCE", 1)
+    found = {}
+    with pytest.raises(InputError, match="none"):
+        best.best(GPT, asked, failing, lambda number, result: found.setdefault(number, result.ids))
+    assert found == {0: wanted[0], 2: wanted[2]}
+
+
 def test_scores_do_not_depend_on_what_is_scored_beside():
     request = Request(["a cat", Part("with a hat")], "image", seed=3)
     results = run(GPT, [replace(request, seed=n) for n in range(5)])

@@ -8,14 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import tiny_gpt, tone
+from tiny import any_gpt, tiny_gpt, tone
 
 import mmgpt
 from mmgpt.cli import main
+from mmgpt.data.emoji import load_emoji
 from mmgpt.decoders.audio_codec import AudioCodec, AudioCodecConfig
 from mmgpt.native import save
 from mmgpt.train import any as modalities
 from mmgpt.train.ears import Ears, save_ears
+from mmgpt.train.recipes_any import AnyOptions, clip_part
 from mmgpt.train.sound import save_codec
 
 DATA = Path(__file__).parent / "data"
@@ -65,6 +67,30 @@ def test_one_command_makes_a_model_of_all_modalities(words, tmp_path):
     clip = gpt.generate(["a banana moving left"], to="video", seed=1)
     assert len(clip.frames) == 6 and sound.samples.numel() > 0
     assert all(isinstance(gpt.generate([part, asked], to="text"), str) for part, asked in ((tone(0.5), "transcribe:"), (clip, "describe:")))
+
+
+def test_speech_alone_is_trained_without_pictures(words, tmp_path):
+    assert main([*words, "captions=0", "draws=0", "describes=0", "animates=0", "steps=1", f"out={tmp_path / 'run'}"]) == 0
+    line = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1])
+    assert "audio" in line and "image" not in line and "video" not in line
+
+
+def test_the_artist_who_is_left_out_moves_nothing_either(words, tmp_path):
+    """Clips of two things by Twemoji, of one by Fluent, which counts for both of its styles."""
+    options = replace(AnyOptions(), clips=str(DATA / "clips3.parquet"), describes=2, animates=0)
+    for left_out, count in (("", 3), ("twemoji", 1), ("fluent-flat", 2), ("fxemoji", 3)):
+        model = any_gpt()
+        model.config = replace(model.config, left_out=left_out)
+        describe, _ = clip_part(model, options, load_emoji(DATA / "emoji40.parquet"), None)
+        assert len(describe.weight_N) == count, left_out
+
+
+def test_ears_that_do_not_fit_are_refused(words, tmp_path, capsys):
+    save_ears(tmp_path / "wide", Ears(96, 1, 2.0, "mel"))
+    for other, said in (([f"ears={tmp_path / 'wide'}"], "width 96"), (["encoder=whisper"], "hear with mel: leave one of the two out")):
+        capsys.readouterr()
+        assert main([*words, *other, f"out={tmp_path / 'run'}"]) == 2 and said in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_second_half_of_a_run_is_what_it_would_have_been(words, tmp_path):

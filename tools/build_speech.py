@@ -1,6 +1,6 @@
 """Emoji names and WordNet sentences, spoken by five synthetic voices -> parquet shards of short clips of speech with their words.
 
-    python tools/build_speech.py speech --emoji emoji.parquet     # speech/speech-000.parquet ..., 49,000 clips, an hour or more on one core
+    python tools/build_speech.py speech --emoji emoji.parquet     # speech/speech-000.parquet ..., 49,000 clips, an hour on one core
     python tools/build_speech.py --fixture                        # only tests/data/speech6.parquet
 
 Needs `pip install hibari-tts==0.2.1 onnxruntime==1.32.0 scipy==1.17.1 soundfile==0.14.0` and Debian's `flite` 2.2-5 and `wordnet-base` 1:3.0-37.
@@ -292,7 +292,7 @@ def write_shards(folder: Path, lines: list[Line]) -> None:
     from rich.progress import track
 
     shards = [lines[i : i + SHARD] for i in range(0, len(lines), SHARD)]
-    missing = [(number, shard) for number, shard in enumerate(shards) if not shard_path(folder, number).is_file()]
+    missing = [(number, shard) for number, shard in enumerate(shards) if held(shard_path(folder, number)) != len(shard)]
     if not missing:
         return
     voices = Voices()
@@ -301,6 +301,11 @@ def write_shards(folder: Path, lines: list[Line]) -> None:
     for number, shard in missing:
         write(shard_path(folder, number), shard, voices, progress)
     next(progress, None)  # the bar is full when its last step is asked for
+
+
+def held(path: Path) -> int:
+    """How many clips a shard has; one that ended an earlier, shorter run has fewer than are due now."""
+    return pq.read_metadata(path).num_rows if path.is_file() else -1
 
 
 def shard_path(folder: Path, number: int) -> Path:

@@ -18,7 +18,8 @@ SEEN = 512  # training pictures that are asked for too: far above the others mea
 def evaluate_captions(gpt, rows: Sequence[Emoji], leave_out: str | None = None) -> dict:
     """Exact names on the artist `leave_out`, whom the model was trained without; groups of the test concepts, in all styles.
 
-    Test concepts are new to the model even by name, so only their group can be asked for. The baseline answers with the
+    Test concepts are new to a model of pictures even by name (one that hears and speaks may have learned to spell them), so only their group can be
+    asked for. The baseline answers with the
     name or group of the nearest of the pictures that the model was trained on, see `nearest`.
     """
     train = training_rows(rows, leave_out)

@@ -12,11 +12,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mmgpt.errors import MmgptError
 from mmgpt.model import evaluating
 from mmgpt.pack import pack
 from mmgpt.types import Part, Usage
 
-AT_ONCE = 256  # results that are made before the first of them are compared
+AT_ONCE = 256  # results that are made before more requests are taken up
 BATCH = 32  # results that are read back at a time
 SEEDS = 1_000_003  # between the seeds of two tries of a request, so that neighbouring requests draw other numbers
 
@@ -26,30 +27,50 @@ def tries(request) -> list:
     return [replace(request, seed=(request.seed + n * SEEDS) % 2**63, best_of=1) for n in range(request.best_of)]
 
 
-def best(gpt, requests: Sequence, run: Callable[[list], list], finished: Callable | None = None) -> list:
-    """The best result of each request; `run` makes the results of a list of requests. Usage counts what all of them wrote."""
-    kept = []
-    for number, (request, made) in enumerate(zip(requests, attempts(requests, run), strict=True)):
-        with evaluating(gpt):
-            scores_N = scores(gpt, request, made) if len(made) > 1 else torch.zeros(1)
-        found = made[int(scores_N.argmax())]
-        written = {name: sum(result.usage.written[name] for result in made) for name in found.usage.written}
-        kept.append(replace(found, usage=Usage(found.usage.read, written)))
-        if finished is not None:
-            finished(number, kept[-1])
-    return kept
+def best(gpt, requests: Sequence, run: Callable[[list, Callable], list], finished: Callable | None = None) -> list:
+    """The best result of each request. `run(requests, came)` makes the results of a list and calls `came(number, result)` as soon as there is one:
+    a request's are compared when its own are there. An error of one is raised when all others are done. Usage counts what all of them wrote.
+    """
+    kept, error = {}, None
+    for some in groups(requests):
+        owners = [(number, k) for number in some for k in range(requests[number].best_of)]
+        made: dict[int, dict] = {number: {} for number in some}
+
+        def came(index: int, result, owners=owners, made=made) -> None:
+            number, k = owners[index]
+            made[number][k] = result
+            if len(made[number]) == requests[number].best_of:
+                kept[number] = chosen(gpt, requests[number], [made[number][k] for k in range(requests[number].best_of)])
+                if finished is not None:
+                    finished(number, kept[number])
+
+        try:
+            run([one for number in some for one in tries(requests[number])], came)
+        except MmgptError as failed:
+            error = error or failed
+    if error is not None:
+        raise error
+    return [kept[number] for number in range(len(requests))]
 
 
-def attempts(requests: Sequence, run: Callable[[list], list]) -> Iterator[list]:
-    """The results of all tries of each request, some requests at a time."""
-    waiting = list(requests)
-    while waiting:
-        some = [waiting.pop(0)]
-        while waiting and sum(request.best_of for request in some) < AT_ONCE:
-            some.append(waiting.pop(0))
-        results = iter(run([one for request in some for one in tries(request)]))
-        for request in some:
-            yield [next(results) for _ in range(request.best_of)]
+def chosen(gpt, request, made: list):
+    with evaluating(gpt):
+        scores_N = scores(gpt, request, made) if len(made) > 1 else torch.zeros(1)
+    found = made[int(scores_N.argmax())]
+    written = {name: sum(result.usage.written[name] for result in made) for name in found.usage.written}
+    return replace(found, usage=Usage(found.usage.read, written))
+
+
+def groups(requests: Sequence) -> Iterator[list[int]]:
+    """The numbers of some requests at a time."""
+    some: list[int] = []
+    for number in range(len(requests)):
+        if sum(requests[n].best_of for n in some) >= AT_ONCE:
+            yield some
+            some = []
+        some.append(number)
+    if some:
+        yield some
 
 
 @torch.inference_mode()

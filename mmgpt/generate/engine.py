@@ -46,7 +46,7 @@ class Engine:
         self.rows: list[Row] = []
         self.branches: list[Branch] = []  # the branch in each row of the cache, without gaps
         self.cache: Cache = gpt.decoder.new_cache(0, 0)
-        self.prefixes = Prefixes(keep)
+        self.prefixes, self.weights = Prefixes(keep), ()
         self.advance = Step(gpt, compile)
 
     def submit(self, request: Request, listening: bool = False) -> Row:
@@ -120,11 +120,12 @@ class Engine:
         if any(request.best_of > 1 for request in requests):
             total, before = sum(request.best_of for request in requests), 0
 
-            def some_of_them(some):
+            def some_of_them(some, came):
                 nonlocal before
-                found = self.run(some, None if progress is None else lambda done, _: progress(before + done, total))
-                before += len(some)
-                return found
+                try:
+                    return self.run(some, None if progress is None else lambda done, _: progress(before + done, total), came)
+                finally:
+                    before += len(some)
 
             return best(self.gpt, requests, some_of_them, finished)
         rows = [Row(self.gpt, request) for request in requests]  # every mistake is found before anything is computed
@@ -162,6 +163,9 @@ class Engine:
         if not rows:
             return []
         self.advance.refresh()
+        if self.prefixes.positions and self.weights != (now := state_of(self.gpt)):
+            self.weights = now
+            self.prefixes.held.clear()  # read with other weights
         branches = [branch for row in rows for branch in row.branches]
         keys = [key_of(branch.document) for branch in branches]
         found = [self.prefixes.find(key) for key in keys]
@@ -201,7 +205,7 @@ class Engine:
         self.rows.remove(row)
         if row.branches[0].slot < 0:
             return
-        if row.result is not None and self.prefixes.positions:
+        if row.result is not None and self.prefixes.positions and self.weights == state_of(self.gpt):
             branch = row.branches[0]
             used = int(self.cache.used_R[branch.slot])
             self.prefixes.put(key_of(branch.document)[:used], self.cache.held(branch.slot, used))
@@ -362,6 +366,11 @@ def continued(branch: Branch) -> Written:
     none = np.zeros(len(ids), bool)
     base = sum(written.span for written in branch.document)
     return Written(np.asarray(ids, np.int64), none, none, places - base, 0)
+
+
+def state_of(gpt) -> tuple:
+    """Which weights a model has: another tuple as soon as one of them is changed or put in another's place."""
+    return tuple((p.data_ptr(), -1 if p.is_inference() else p._version) for p in gpt.parameters())
 
 
 def result_of(row: Row) -> Result:

@@ -30,6 +30,8 @@ class Guidance:
     interval: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self):
+        if not isinstance(self.interval, (tuple, list)) or not all(isinstance(share, (int, float)) for share in self.interval):
+            raise GuidanceError(f"interval={self.interval!r}: use two numbers from 0 to 1, the smaller first")
         object.__setattr__(self, "interval", tuple(self.interval))
         for name, value, top in [("guidance", self.scale, 100), ("guidance of pictures", self.picture or 0, 100), ("rescale", self.rescale, 1)]:
             if not isinstance(value, (int, float)) or not 0 <= value <= top:

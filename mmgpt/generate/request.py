@@ -1,7 +1,7 @@
 """What is asked of the engine, what it answers, and what it tells on the way."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -68,7 +68,7 @@ class Request:
             raise InputError('0 words to go by: say what to write (Part("") asks for what the model writes unasked)')
         if not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
             raise InputError(f"seed={self.seed}: use a whole number from 0 to 2^63 - 1")
-        if isinstance(self.stop, str) or not all(isinstance(words, str) and words for words in self.stop):
+        if not isinstance(self.stop, (tuple, list)) or not all(isinstance(words, str) and words for words in self.stop):
             raise InputError(f"stop={self.stop!r}: use a tuple of texts of at least 1 character")
 
     @property
@@ -142,8 +142,3 @@ class Done:
 
 
 Event = Begun | Delta | Preview | Chunk | Ended | Done
-
-
-def alone(request: Request, seed: int) -> Request:
-    """One of the tries of a request that asks for the best of several."""
-    return replace(request, seed=seed, best_of=1)

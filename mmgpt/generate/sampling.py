@@ -28,6 +28,9 @@ class Sampling:
     bias: tuple[tuple[int, float], ...] = ()
 
     def __post_init__(self):
+        remedy = "use pairs (code, amount), codes from 0, amounts from -1000 to 1000"
+        if not isinstance(self.bias, (tuple, list)) or not all(isinstance(pair, (tuple, list)) for pair in self.bias):
+            raise InputError(f"bias={self.bias!r}: {remedy}")
         object.__setattr__(self, "bias", tuple(tuple(pair) for pair in self.bias))
         checks = {
             "temperature": (lambda x: 0 <= x <= 100, "a number from 0 (greedy) to 100"),
@@ -43,8 +46,9 @@ class Sampling:
             if not isinstance(value, (int, float)) or not good(value):
                 raise InputError(f"{name}={value!r}: use {allowed}")
         for pair in self.bias:
-            if len(pair) != 2 or not isinstance(pair[0], int) or pair[0] < 0 or not -1000 <= pair[1] <= 1000:
-                raise InputError(f"bias={pair!r}: use pairs (code, amount), codes from 0, amounts from -1000 to 1000")
+            good = len(pair) == 2 and isinstance(pair[0], int) and isinstance(pair[1], (int, float)) and pair[0] >= 0
+            if not good or not -1000 <= pair[1] <= 1000:
+                raise InputError(f"bias={pair!r}: {remedy}")
 
     @property
     def looks_back(self) -> bool:

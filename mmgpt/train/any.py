@@ -133,7 +133,7 @@ def spelled(gpt: GPT, ears, rows: Sequence[Speech], codes: Sequence[np.ndarray])
 
     layout, text = gpt.ports["audio"].writes, gpt.ports["text"].codec
     device = next(ears.parameters()).device
-    heard = speech_heard(ears.encoder, rows) if hasattr(ears.encoder, "tower") else []
+    heard = speech_heard(ears.encoder, rows) if hasattr(ears.encoder, "tower") else []  # of all, in the same thousands as are kept to transcribe
     short = [n for n, row in enumerate(rows) if len(codes[n]) and fits(row, ears.encoder.max_seconds)]
     pieces = [text.encode(rows[n].text) for n in short]
 
@@ -224,8 +224,9 @@ class Seen(nn.Module):
 
 @torch.no_grad()
 def coded(network: nn.Module, stored: Sequence[bytes], encode: Callable[[int], np.ndarray], name: str) -> list[np.ndarray]:
-    """What a network makes of all files. That takes minutes, so it is kept in `CODES`, for when the same network meets the same files again: `BLOCK`
-    files at a time, so that nothing is lost on the way, and of a set that has grown only what is new is encoded."""
+    """What a network makes of all files. That takes minutes, so it is kept in `CODES`, for when the same network meets the same files again:
+    `BLOCK` files at a time. So nothing is lost on the way, and of a set that has grown only what is new is encoded, and the last block if it
+    was not full."""
     from rich.progress import Progress
 
     if not stored:

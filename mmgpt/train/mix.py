@@ -73,11 +73,12 @@ class MixTask:
         return self.share(step, 0, 1)
 
     def share(self, step: int, number: int, of: int) -> Stream:
-        """Every `of`-th document. All chance is drawn document by document, so that parts are parts of one whole."""
+        """Every `of`-th document. Which they are, and how distorted, is drawn document by document, so that parts are parts of one whole; which of
+        their codes are hidden or swapped is drawn part by part."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         documents = []
         for direction in self.directions:
-            replacement = direction.count > len(direction.weight_N)
+            replacement = direction.count > int((direction.weight_N > 0).sum())
             items = torch.multinomial(direction.weight_N, direction.count, replacement=replacement, generator=generator).tolist()
             seeds = torch.randint(2**31, (direction.count,), generator=generator).tolist()
             documents += [(direction, item, seed) for item, seed in zip(items, seeds, strict=True)]
@@ -90,6 +91,7 @@ class MixTask:
         if not made:
             raise TrainingError(f"{len(documents)} documents in {of} parts (ranks times accumulate): use counts of at least {of} in all")
         stream = pack(made, self.model.spans, self.row_length)
+        generator.manual_seed(int(torch.randint(2**62, (), generator=generator)) + number)
         stream = swapped(stream, self.grids, self.swap, generator) if self.swap else stream
         return hidden(stream, self.coded, self.model.begin, self.hide, generator) if self.hide else stream
 

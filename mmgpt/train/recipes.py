@@ -93,9 +93,11 @@ def emoji(options: EmojiOptions, settings: Settings, words: Words) -> Job:
                 f"init={options.init} was trained without {model.config.left_out or 'nobody'}, not without {options.leave_out}: "
                 "it has seen that artist; leave one of the two out"
             )
-        if options.tower:
+        had = model.config.tower
+        if options.tower and options.tower != had:
             model = build_from(model, replace(model.config, tower=options.tower))
     else:
+        had = ""
         codec = load_codec(options.codec)
         texts = [text for row in training_rows(rows) for text in (row.label, row.group, f"{row.label}, {row.style} style", "caption: group:")]
         text = TextCodec.train(texts, 2048)
@@ -105,7 +107,7 @@ def emoji(options: EmojiOptions, settings: Settings, words: Words) -> Job:
         decoder = replace(decoder, mlp_width=64 * round(options.width / 24))
         shape = {"patch": options.patch, "conv_stem": options.conv_stem, "tower": options.tower}
         model = build(NativeConfig(decoder, codec.config, text.num_codes, **shape), text, codec)
-    if options.tower:
+    if options.tower and options.tower != had:  # eyes that have learned already are kept
         model.encoders["image"].tower = LiteBlocks.load()
     if model.config.tower:
         model.rates = {"encoders.image.tower": options.tower_rate}

@@ -1,10 +1,13 @@
 """Recipes of sound and video: the sound codec, ears, and the model of all modalities."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from mmgpt.errors import TrainingError
+from mmgpt.model import GPT
+from mmgpt.train.mix import Direction
 from mmgpt.train.recipe import Job, Words, device_of, emoji_item, freeze, pixels
 from mmgpt.train.settings import Settings
 
@@ -68,6 +71,7 @@ def ears(options: EarOptions, settings: Settings, words: Words) -> Job:
         model = Ears(options.width, min(4, options.blocks), options.seconds, options.encoder)
         model.encoder.tower.fill()
         model.encoder.tower.requires_grad_(False)
+        model.to(device_of(options.device))
         sounds, heard = [], speech_heard(model.encoder, rows)
     else:
         model, heard = Ears(options.width, options.blocks, options.seconds, options.encoder), []
@@ -120,82 +124,124 @@ class AnyOptions:
     backend: str = ""
 
 
-def still(part: torch.nn.Module) -> bool:
-    """Whether nothing of it is trained."""
-    return not any(p.requires_grad for p in part.parameters())
-
-
 def any_to_any(options: AnyOptions, settings: Settings, words: Words) -> Job:
-    from mmgpt.data.clips import SECONDS
     from mmgpt.data.emoji import load_emoji, training_rows
-    from mmgpt.data.footage import load_clips
-    from mmgpt.data.speech import load_speech, of
-    from mmgpt.hub import load
-    from mmgpt.native import SoundConfig, VideoConfig, build_from
-    from mmgpt.train.any import clip_codes, clip_directions, clip_sights, picture_directions, speech_codes, speech_directions, speech_heard, spelled
-    from mmgpt.train.ears import blocks_of, load_ears
-    from mmgpt.train.gpt import GPTTask, Mix
+    from mmgpt.train.ears import load_ears
     from mmgpt.train.mix import MixTask
-    from mmgpt.train.sound import load_codec
 
     torch.manual_seed(settings.seed)
-    model, heard = load(options.init), load_ears(options.ears) if options.ears else None
+    ears = load_ears(options.ears) if options.ears else None
+    model = shaped(options, words, ears)
+    aligner = load_ears(options.aligner) if options.aligner else ears
+    if model.config.audio.words and options.speaks and not aligner:
+        raise TrainingError("words among speech, and no ears to hear where they begin: name a folder of them (mmgpt train ears), aligner=")
+    freeze(model, options.frozen)
+    model.to(device_of(options.device)).train()
+    model.rates = rates_of(model, options, ears)
+    chosen = training_rows(load_emoji(options.data), model.config.left_out or None)
+    pictures, drawn = picture_part(model, options, chosen, settings.seed)
+    directions = [*pictures, *speech_part(model, options, aligner), *clip_part(model, options, chosen, drawn)]
+    card = f"# any, trained here\n\nTrained with {words or 'the recipe as it is'}. Not evaluated.\n"
+    task = MixTask(model, directions, options.row_length, settings.seed, {}, options.hide, card, options.backend, options.swap)
+    return Job(task, settings, options.out, options.resume)
+
+
+def shaped(options: AnyOptions, words: Words, ears) -> GPT:
+    """The model to begin with, `options.init`, with sound and video put to it where it has none, or where a codec is named."""
+    from mmgpt.data.clips import SECONDS
+    from mmgpt.hub import load
+    from mmgpt.native import SoundConfig, VideoConfig, build_from
+    from mmgpt.train.ears import blocks_of
+    from mmgpt.train.sound import load_codec
+
+    model = load(options.init)
     if options.encoder == "whisper" and not 0 <= options.ear_blocks <= 4:
         raise TrainingError(f"encoder=whisper, ear_blocks={options.ear_blocks}: it has 4 blocks, use the first 0 to 4")
+    if ears and "encoder" in words and options.encoder != ears.kind:
+        raise TrainingError(f"encoder={options.encoder}, and ears={options.ears} hear with {ears.kind}: leave one of the two out")
     had, film = model.config.audio, model.config.video
     own = {"encoder": had.encoder, "ear_blocks": had.blocks, "words": had.words} if had else {}
     own |= {"video": film.codec, "changes": film.changes, "frames": film.frames, "side": film.side} if film else {}
     other = [f"{name}={getattr(options, name)} for {kept}" for name, kept in own.items() if name in words and getattr(options, name) != kept]
     if had and "codec" not in words and other:
         raise TrainingError(f"{', '.join(other)} of {options.init}: name codec= too, and sound and video are built anew")
-    if model.config.audio is None or "codec" in words:
+    if had is None or "codec" in words:
         codec = load_codec(options.codec)
-        kind = heard.kind if heard else options.encoder
-        blocks = len(blocks_of(heard.encoder)) if heard else options.ear_blocks if kind == "whisper" else 0
+        kind = ears.kind if ears else options.encoder
+        blocks = len(blocks_of(ears.encoder)) if ears else options.ear_blocks if kind == "whisper" else 0
         audio = SoundConfig(codec.config, kind, options.seconds, blocks=blocks, words=options.words, verbatim=options.words)
         video = VideoConfig(options.frames, options.side, options.frames / SECONDS, changes=options.changes, codec=options.video)
         model = build_from(model, replace(model.config, audio=audio, video=video, max_length=options.max_length), codec)
-        if kind == "whisper" and not heard and (had is None or had.encoder != "whisper"):
+        if kind == "whisper" and not ears and (had is None or had.encoder != "whisper"):
             model.encoders["audio"].tower.fill()
-    now = model.config.audio
-    aligner = load_ears(options.aligner) if options.aligner else heard
-    if now.words and options.speaks and not aligner:
-        raise TrainingError("words among speech, and no ears to hear where they begin: name a folder of them (mmgpt train ears), aligner=")
-    if heard:
-        model.encoders["audio"].load_state_dict(heard.encoder.state_dict())
-    if now.words and not (had and had.words):
-        speech_ids, ids = model.ports["audio"].writes, model.ports["text"].writes.ids
+    if ears:
+        listens = {name: tuple(p.shape) for name, p in model.encoders["audio"].state_dict().items()}
+        given = {name: tuple(p.shape) for name, p in ears.encoder.state_dict().items()}
+        if listens != given:
+            raise TrainingError(
+                f"ears={options.ears} ({ears.kind}, width {ears.letters.in_features}) are no ears of {options.init} ({model.config.audio.encoder}, "
+                f"width {model.config.decoder.width}): train ears of that width, or name codec= too, and sound and video are built anew"
+            )
+        model.encoders["audio"].load_state_dict(ears.encoder.state_dict())
+    if model.config.audio.words and not (had and had.words):
+        speech, text = model.ports["audio"].writes, model.ports["text"].writes.ids
         with torch.no_grad():  # a word among frames begins as what it is in a text
-            model.table.weight[speech_ids.hideable.stop : speech_ids.ids.stop] = model.table.weight[ids.start : ids.start + speech_ids.num_words]
-    freeze(model, options.frozen)
-    model.to(device_of(options.device)).train()
-    model.rates = {"encoders.image.tower": 0.2} if model.config.tower else {}
+            model.table.weight[speech.hideable.stop : speech.ids.stop] = model.table.weight[text.start : text.start + speech.num_words]
+    return model
+
+
+def rates_of(model: GPT, options: AnyOptions, ears) -> dict[str, float]:
+    """How fast parts learn that have learned before."""
+    rates = {"encoders.image.tower": 0.2} if model.config.tower else {}
     if hasattr(model.encoders["audio"], "tower"):
-        model.rates["encoders.audio.tower"] = options.ear_rate
-    elif heard or model.config.audio.blocks:
-        model.rates["encoders.audio"] = options.ear_rate
-    chosen = training_rows(load_emoji(options.data), model.config.left_out or None)
+        rates["encoders.audio.tower"] = options.ear_rate
+    elif ears or model.config.audio.blocks:
+        rates["encoders.audio"] = options.ear_rate
+    return rates
+
+
+def picture_part(model: GPT, options: AnyOptions, chosen: Sequence, seed: int) -> tuple[list[Direction], dict | None]:
+    """The directions of pictures, and the codes of things by (thing, artist), where they are drawn."""
+    from mmgpt.train.any import picture_directions
+    from mmgpt.train.gpt import GPTTask, Mix
+
+    if not options.captions and not options.draws:
+        return [], None
     mix = Mix(options.captions, options.draws, options.drop, strength=options.strength)
     items = [emoji_item(row, options.skin_weight) for row in chosen]
-    pictures = GPTTask(model, pixels(chosen, model.config.picture), items, mix, left_out=model.config.left_out)
-    speech = of(load_speech(options.speech), "train")
+    pictures = GPTTask(model, pixels(chosen, model.config.picture), items, mix, seed, left_out=model.config.left_out)
     drawn = {(row.label, row.style): codes for row, codes in zip(chosen, pictures.codes, strict=True) if not row.skin} if options.draws else None
-    known = {row.label for row in chosen}  # what is never drawn in training does not move there either
-    clips = [clip for clip in load_clips(options.clips) if clip.split == "train" and known.issuperset(clip.things)]
-    hearing, watching = (options.transcribes, options.speaks), (options.describes, options.animates)
-    said = speech_codes(model, speech, options.voice if options.speaks else None)
-    shown = clip_codes(model, clips if options.animates else [], drawn)
-    eyes, ears = model.encoders["image"], getattr(model.encoders["audio"], "tower", None)
-    sights = clip_sights(model, clips) if options.describes and still(eyes) else []
-    vectors = speech_heard(model.encoders["audio"], speech) if options.transcribes and ears is not None and still(ears) else []
+    return picture_directions(pictures, options.redraws * bool(options.captions and options.draws)), drawn
+
+
+def speech_part(model: GPT, options: AnyOptions, aligner) -> list[Direction]:
+    from mmgpt.data.speech import load_speech, of
+    from mmgpt.train.any import speech_codes, speech_directions, speech_heard, spelled
+
+    speech = of(load_speech(options.speech), "train")
+    codes = speech_codes(model, speech, options.voice if options.speaks else None)
     if model.config.audio.words and options.speaks:
-        said = spelled(model, aligner, speech, said)
-    redraws, repeats = options.redraws * bool(options.captions and options.draws), options.repeats * bool(options.transcribes and options.speaks)
-    directions = [
-        *picture_directions(pictures, redraws),
-        *speech_directions(model, speech, said, hearing, options.voice, options.drop, vectors, repeats),
-        *clip_directions(model, clips, shown, watching, options.drop, sights, options.moves),
-    ]
-    card = f"# any, trained here\n\nTrained with {words or 'the recipe as it is'}. Not evaluated.\n"
-    task = MixTask(model, directions, options.row_length, settings.seed, {}, options.hide, card, options.backend, options.swap)
-    return Job(task, settings, options.out, options.resume)
+        codes = spelled(model, aligner, speech, codes)
+    tower = getattr(model.encoders["audio"], "tower", None)
+    heard = speech_heard(model.encoders["audio"], speech) if options.transcribes and tower is not None and still(tower) else []
+    repeats = options.repeats * bool(options.transcribes and options.speaks)
+    return speech_directions(model, speech, codes, (options.transcribes, options.speaks), options.voice, options.drop, heard, repeats)
+
+
+def clip_part(model: GPT, options: AnyOptions, chosen: Sequence, drawn: dict | None) -> list[Direction]:
+    """What is never drawn in training does not move there either, nor does what the artist drew who is left out."""
+    from mmgpt.data.emoji import ARTIST
+    from mmgpt.data.footage import load_clips
+    from mmgpt.train.any import clip_codes, clip_directions, clip_sights
+
+    known, unseen = {row.label for row in chosen}, model.config.left_out
+    clips = [clip for clip in load_clips(options.clips) if clip.split == "train" and known.issuperset(clip.things)]
+    clips = [clip for clip in clips if ARTIST.get(clip.style, clip.style) != ARTIST.get(unseen, unseen)]
+    codes = clip_codes(model, clips if options.animates else [], drawn)
+    sights = clip_sights(model, clips) if options.describes and still(model.encoders["image"]) else []
+    return clip_directions(model, clips, codes, (options.describes, options.animates), options.drop, sights, options.moves)
+
+
+def still(part: torch.nn.Module) -> bool:
+    """Whether nothing of it is trained."""
+    return not any(p.requires_grad for p in part.parameters())

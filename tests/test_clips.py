@@ -280,9 +280,12 @@ def test_shards_that_exist_are_left(build_speech, tmp_path, monkeypatch):
     monkeypatch.setattr(build_speech, "Voices", Voices)
     monkeypatch.setattr(build_speech, "SHARD", 2)
     lines = [build_speech.Line("", f"Line {name}.", "heart", "sentence", "train") for name in "abcde"]
-    (tmp_path / "speech-001.parquet").write_bytes(b"as it was")
+    build_speech.write_shards(tmp_path, lines[:3])  # an earlier, shorter run: its last shard has one clip, now two are due
+    before = (tmp_path / "speech-000.parquet").stat().st_mtime_ns
+    (tmp_path / "speech-002.parquet").write_bytes(b"half of a shard")
     build_speech.write_shards(tmp_path, lines)
-    assert (tmp_path / "speech-001.parquet").read_bytes() == b"as it was"
+    assert (tmp_path / "speech-000.parquet").stat().st_mtime_ns == before
+    assert pq.read_table(tmp_path / "speech-001.parquet")["text"].to_pylist() == ["line c", "line d"]
     assert pq.read_table(tmp_path / "speech-002.parquet")["text"].to_pylist() == ["line e"]
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"speech-00{n}.parquet" for n in range(3)]
     (tmp_path / "speech-001.parquet").unlink()

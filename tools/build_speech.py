@@ -305,7 +305,10 @@ def write_shards(folder: Path, lines: list[Line]) -> None:
 
 def held(path: Path) -> int:
     """How many clips a shard has; one that ended an earlier, shorter run has fewer than are due now."""
-    return pq.read_metadata(path).num_rows if path.is_file() else -1
+    try:
+        return pq.read_metadata(path).num_rows
+    except (OSError, pa.ArrowInvalid):
+        return -1
 
 
 def shard_path(folder: Path, number: int) -> Path:

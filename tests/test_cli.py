@@ -14,6 +14,7 @@ from mmgpt.cli import main, parser
 from mmgpt.data.sheet import contact_sheet
 from mmgpt.demo import MORE, demo, slug
 from mmgpt.errors import InputError
+from mmgpt.info import layouts
 
 ROOT = Path(__file__).parents[1]
 
@@ -107,6 +108,12 @@ def test_info(tiny_folder, capsys):
     assert main(["info", str(tiny_folder)]) == 0
     out = capsys.readouterr().out
     assert "model.safetensors" in out and "# tiny" in out and "2 x 4 codes in 10 positions" in out
+
+
+def test_what_is_written_is_told_with_all_its_sides():
+    gpt = any_gpt()
+    for name, sides in (("video", "3 x 2 x 4"), ("audio", "10 x 1 x 2"), ("image", "2 x 4")):
+        assert f"Layout, {sides} codes in" in layouts(gpt.ports[name])["written"]
 
 
 def test_train_lists_recipes_and_their_settings(capsys):

@@ -91,6 +91,11 @@ def test_a_recipe_gives_a_start_new_eyes_that_learn_slowly(tmp_path, emoji40, mo
     adam, muon = optimizers(job.task.model, parameters, Settings(muon=True))
     slow = {p for group in adam.param_groups if group["factor"] == 0.25 for p in group["params"]}
     assert slow == set(tower.parameters()) and all(group["factor"] == 1.0 for group in muon.param_groups)
+    with torch.no_grad():
+        tower.stem.weight.add_(0.5)  # it has learned
+    native.save(job.task.model, tmp_path / "learned")
+    again = RECIPES["emoji"](words | {"init": str(tmp_path / "learned")}).task.model
+    assert gap(again.encoders["image"].tower.stem.weight, tower.stem.weight) < 1e-3
 
 
 def test_a_recipe_leaves_frozen_parts_alone(tmp_path, emoji40):

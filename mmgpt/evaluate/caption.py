@@ -19,8 +19,7 @@ def evaluate_captions(gpt, rows: Sequence[Emoji], leave_out: str | None = None) 
     """Exact names on the artist `leave_out`, whom the model was trained without; groups of the test concepts, in all styles.
 
     Test concepts are new to a model of pictures even by name (one that hears and speaks may have learned to spell them), so only their group can be
-    asked for. The baseline answers with the
-    name or group of the nearest of the pictures that the model was trained on, see `nearest`.
+    asked for. The baseline answers with the name or group of the nearest of the pictures that the model was trained on, see `nearest`.
     """
     train = training_rows(rows, leave_out)
     unknown = [row for row in rows if row.split == "test"]

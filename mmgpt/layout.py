@@ -4,8 +4,8 @@ codes, or an encoder's vectors -> slots; ids of slots -> codes. `TextLayout`, `C
 `VectorsLayout` (all that is only read); `SpritesLayout` (video) is in `mmgpt.decoders.sprite_layout`.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from math import prod
 
@@ -43,6 +43,10 @@ class WrittenLayout:
     def owed(self, before: Sequence[Written]) -> Sequence[int] | None:
         """The ids that have to be written behind these segments, of those that say how far it is; None: whichever."""
         return None
+
+    def room(self, grid: Grid, owed: Sequence[int] | None) -> Grid:
+        """The size of a segment for which `grid` was asked, where these ids have to be written in it."""
+        return grid
 
     def step(self, grid: Grid) -> tuple[int, int]:
         """(codes of which something new can be shown, how often they come): rows of a picture, frames of a video."""
@@ -173,7 +177,12 @@ class FramesLayout(WrittenLayout):
     Words among the frames say which one is being said, and whoever writes them need not find it out (inner monologue: Défossez et al., 2024,
     arXiv:2410.00037; before the frames of each: Song et al., 2024, arXiv:2401.07333). They are codes of their own, behind the codec's. On the second
     axis they begin where the segment before does, the text where speech is asked for, and each stands, with its frames, beside its like there: what
-    is said next always lies one place further. `says` are the ids of words in a text: of a text before it all words are said, and no others.
+    is said next always lies one place further. `says`: the words' codes for each id of a text; of a text before it all words are said, and no others.
+
+    begin  _ c a t  a a a  _ i s  a a  end    with `spaces` only those codes begin a word: the others, its letters, follow at once and at its place
+
+    What a text writes with one id of its own has to be known by heart to be said; letters do not. They are taken from the text, so no head chooses
+    them, nor learns to. At most `most` frames stand beside them (0: whatever there is room for).
 
     Every code has a slot of its own. A frame's later codes are drawn knowing its first, as by a depth predictor (Lee et al., 2022,
     arXiv:2203.01941), but by the decoder itself; none is drawn blindly, as in a delay pattern (Copet et al., 2023, arXiv:2306.05284).
@@ -183,7 +192,9 @@ class FramesLayout(WrittenLayout):
     ids: Span
     quantizers: int = 1
     num_words: int = 0
-    says: Span | None = None
+    says: Mapping[int, tuple[int, ...]] | None = field(default=None, hash=False)
+    spaces: Span | None = None
+    most: int = 0
 
     def __post_init__(self):
         if self.quantizers < 1 or len(self.ids) <= 1 + self.num_words or (len(self.ids) - 1 - self.num_words) % self.quantizers:
@@ -192,8 +203,10 @@ class FramesLayout(WrittenLayout):
             )
         if self.num_words < 0 or self.num_words and self.quantizers > 1:
             raise InputError(f"{self.num_words} words among frames of {self.quantizers} codes: words need frames of one code")
-        if self.says is not None and len(self.says) != self.num_words:
-            raise InputError(f"{len(self.says)} words of a text for {self.num_words} among frames: as many of each")
+        if self.spaces is not None and (self.says is None or not 0 <= self.spaces.start < self.spaces.stop <= self.num_words):
+            raise InputError(f"spaces {self.spaces} of {self.num_words} letters: some of them, and `says`, the letters of a text")
+        if any(not 0 <= code < self.num_words for said in (self.says or {}).values() for code in said):
+            raise InputError(f"a text is said in codes of words beyond 0..{self.num_words - 1}: use those alone")
 
     @property
     def end(self) -> int:
@@ -219,10 +232,12 @@ class FramesLayout(WrittenLayout):
             spans = [Span(self.end + 1, self.ids.stop)]
         later = [Span(self.end, spans[0].stop), *spans[1:]]
         places_N3 = np.array([0, *np.repeat(np.arange(1, frames + 1), columns), frames + 1])[:, None].repeat(3, 1)
-        moves = None
+        moves = words = None
         if self.num_words:
             places_N3[:, 1], moves = 0, Span(self.hideable.stop, self.ids.stop)
-        return script([self.begin, *spans, *later * (frames - 1), self.end], places_N3, grid, stops=(self.end,), moves=moves)
+        if self.spaces:
+            words, moves = moves, Span(self.hideable.stop + self.spaces.start, self.hideable.stop + self.spaces.stop)
+        return script([self.begin, *spans, *later * (frames - 1), self.end], places_N3, grid, stops=(self.end,), moves=moves, words=words)
 
     def beside(self, before: Sequence[Written]) -> int:
         return before[-1].span if self.num_words and before else 0
@@ -230,7 +245,10 @@ class FramesLayout(WrittenLayout):
     def owed(self, before: Sequence[Written]) -> Sequence[int] | None:
         if self.says is None or not before:
             return None
-        return [self.hideable.stop + id - self.says.start for id in before[-1].ids_N.tolist() if id in self.says] or None
+        return [self.hideable.stop + code for id in before[-1].ids_N.tolist() for code in self.says.get(id, ())] or None
+
+    def room(self, grid: Grid, owed: Sequence[int] | None) -> Grid:
+        return (min(grid[0], self.most + len(owed or ())), *grid[1:]) if self.most else grid
 
     def write(self, codes: np.ndarray, learn: bool = False) -> Written:
         codes = np.asarray(codes)
@@ -242,6 +260,9 @@ class FramesLayout(WrittenLayout):
         ids = codes + self.end + 1 + np.arange(codes.shape[1]) * self.num_codes
         written = self.script((len(codes), 1, codes.shape[1])).write(ids, learn)
         written.choice_N[-1] = True  # where a head wrote codes it also chose to end them
+        if self.spaces:
+            code_N = written.ids_N - self.hideable.stop
+            written.choice_N[(code_N >= 0) & ((code_N < self.spaces.start) | (code_N >= self.spaces.stop)) & (code_N < self.num_words)] = False
         return written
 
     def codes(self, ids: np.ndarray, grid: Grid) -> np.ndarray:

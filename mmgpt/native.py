@@ -51,7 +51,8 @@ MAX_SIDE = 4096  # pixels of a picture's side, as much as any picture may have t
 class SoundConfig:
     """How sound is read, by a `mel`, a `whisper` (of so many `blocks` both) or a `frames` encoder, and written, by the codec; up to `seconds`.
     `words` among its frames: see `FramesLayout`. They are learned where codes come with them (`mmgpt.train.any.spelled`), not from sound alone.
-    With `verbatim` they are those of the text before the sound, all of them and no others: what is asked for is what is said."""
+    With `verbatim` they are those of the text before the sound, all of them and no others: what is asked for is what is said. With `letters` these
+    are written letter by letter (UTF-8): how a word is spelled says how it sounds, even where the text has an id for all of it."""
 
     codec: AudioCodecConfig = field(default_factory=AudioCodecConfig)
     encoder: str = "mel"
@@ -61,8 +62,11 @@ class SoundConfig:
     blocks: int = 0
     words: bool = False
     verbatim: bool = False
+    letters: bool = False
 
     def __post_init__(self):
+        if self.letters and not self.verbatim:
+            raise InputError("letters=True and verbatim=False: the letters among the frames are those of the text, use verbatim=True and words=True")
         if self.verbatim and not self.words:
             raise InputError("verbatim=True and words=False: it is the words among the frames that are those of the text, use words=True")
         if self.words and self.codec.quantizers > 1:
@@ -76,6 +80,11 @@ class SoundConfig:
     def frames(self) -> int:
         """The most frames of codes that are written, the words among them too: what is written can be read."""
         return max(1, int(self.seconds * self.codec.rate / self.codec.hop))
+
+    @property
+    def slots(self) -> int:
+        """The most codes that are written: frames with the words among them, or as many letters beside them."""
+        return self.frames * (1 + self.letters)
 
 
 @dataclass(frozen=True)
@@ -179,7 +188,7 @@ def build(config: NativeConfig, text: TextCodec, codec: ImageCodec, sound: Audio
     else:
         shown = codes
     if config.audio:
-        ports["audio"] = sound_port(config.audio, sound, config.decoder.width, ids, Span(words.start, words.stop - 1))
+        ports["audio"] = sound_port(config.audio, sound, config.decoder.width, ids, Span(words.start, words.stop - 1), text)
     if config.video:
         ports["video"] = video_port(config.video, codec, ports["image"], shown, ids)
     model = GPT(config.decoder, ports, ids.used, begin, config.max_length)
@@ -187,16 +196,18 @@ def build(config: NativeConfig, text: TextCodec, codec: ImageCodec, sound: Audio
     return model
 
 
-def sound_port(config: SoundConfig, codec: AudioCodec, width: int, ids: Ids, text: Span) -> Port:
+def sound_port(config: SoundConfig, codec: AudioCodec, width: int, ids: Ids, text: Span, spelling: TextCodec) -> Port:
     opened, closed = (ids.take().start for _ in range(2))
-    quantizers, num_words = config.codec.quantizers, len(text) if config.words else 0
+    quantizers, num_words = config.codec.quantizers, (256 if config.letters else len(text)) if config.words else 0
+    says = {text.start + n: tuple(spelling.letters(n)) if config.letters else (n,) for n in range(len(text))} if config.verbatim else None
+    letters: dict = {"spaces": Span(ord(" "), ord(" ") + 1), "most": config.frames} if config.letters else {}
     return Port(
         Audio,
         SOUND_ENCODERS[config.encoder](width, max_seconds=config.seconds, **({"blocks": config.blocks} if config.encoder in LAYERED else {})),
         VectorsLayout(opened, closed, whole=False, flat=True),
         SoundCodec(codec, num_words=num_words),
-        FramesLayout(opened, ids.take(1 + config.codec.num_codes * quantizers + num_words), quantizers, num_words, text if config.verbatim else None),
-        (config.frames, 1, quantizers),
+        FramesLayout(opened, ids.take(1 + config.codec.num_codes * quantizers + num_words), quantizers, num_words, says, **letters),
+        (config.slots, 1, quantizers),
         sampling=Sampling(config.temperature),
         guidance=config.guidance,
         asks="transcribe:",
@@ -247,7 +258,7 @@ def spans_of(model: GPT) -> dict[str, Span]:
     found = {"begin": Span(model.begin, model.begin + 1)}
     for name, port in model.ports.items():
         found[name], words = port.writes.hideable, Span(port.writes.hideable.stop, port.writes.ids.stop)
-        found |= {f"{name}, words": words} if len(words) else {}
+        found |= {f"{name}, {len(words)} words": words} if len(words) else {}  # letters are others than pieces
         for kind, layout in (("reads", port.reads), ("writes", port.writes)):
             single = {part: getattr(layout, part, None) for part in ("begin", "end", "open", "close")}
             found |= {f"{name}, {kind}: {part}": Span(id, id + 1) for part, id in single.items() if id is not None}

@@ -24,7 +24,7 @@ from mmgpt.layout import FramesLayout
 from mmgpt.native import NativeConfig, SoundConfig, VideoConfig, build_from, save
 from mmgpt.pack import length, pack
 from mmgpt.script import Automaton, Span, parse
-from mmgpt.train.any import with_words
+from mmgpt.train.any import with_words, words_of
 from mmgpt.train.mix import Direction, MixTask, hidden, swapped
 from mmgpt.types import Audio, Part, Video
 
@@ -98,7 +98,7 @@ def test_a_sound_stands_beside_the_words_that_it_says():
     """On the second axis alone, from where the segment before begins, one place further with each word; what follows stands as ever."""
     plain, worded = (any_gpt(quantizers=1, words=words) for words in (False, True))
     first = plain.ports["audio"].writes.num_codes
-    codes = with_words(np.arange(6)[:, None], [0, 3, 5], [first + 4, first + 9, first + 4])
+    codes = with_words(np.arange(6)[:, None], [0, 3, 5], [[first + 4], [first + 9], [first + 4]])
     text, *more = [plain.write([Part("a cat sat")])[-1], Part("b")]
     behind, beside = (
         pack([gpt.write([Part("a cat sat"), Part(tone(), True, some), *more])], {}).position_BT3[0].tolist()
@@ -216,16 +216,53 @@ def test_what_is_said_are_the_words_of_the_text_before_it():
 
 
 def test_words_that_are_no_words_of_the_text_are_refused():
-    with pytest.raises(InputError, match="2 words of a text for 3"):
-        FramesLayout(5, Span(10, 10 + 1 + 4 + 3), num_words=3, says=Span(20, 22))
+    with pytest.raises(InputError, match=r"codes of words beyond 0\.\.2"):
+        FramesLayout(5, Span(10, 10 + 1 + 4 + 3), num_words=3, says={20: (0, 3)})
+    with pytest.raises(InputError, match="of 3 letters: some of them"):
+        FramesLayout(5, Span(10, 10 + 1 + 4 + 3), num_words=3, says={20: (0,)}, spaces=Span(2, 4))
     with pytest.raises(InputError, match="verbatim=True and words=False"):
         SoundConfig(verbatim=True)
+    with pytest.raises(InputError, match="letters=True and verbatim=False"):
+        SoundConfig(words=True, letters=True)
+
+
+@pytest.mark.parametrize("asked", ["a red apple", "a", "caption: a café cat", "two  spaces"])
+def test_letters_are_those_of_the_text_before_them(asked):
+    """All of them, each word's at once and at its place, however hot it is drawn; and no more frames than can be read."""
+    gpt = any_gpt(quantizers=1, words=True, verbatim=True, letters=True)
+    text, layout, frames = gpt.ports["text"].codec, gpt.ports["audio"].writes, gpt.config.audio.frames
+    for seed in range(3):
+        (result,) = run(gpt, [Request([asked], "audio", mmgpt.Sampling(temperature=5.0), seed=seed)])
+        codes = result.codes.flatten()
+        spoken = codes < layout.num_codes
+        assert bytes((codes[~spoken] - layout.num_codes).tolist()).decode() == text.lead + asked and 0 < spoken.sum() <= frames
+        ended = np.flatnonzero(~spoken[:-1] & spoken[1:])  # letters before a frame: what follows in the text is a space, or nothing
+        assert all((~spoken[: n + 1]).sum() == (~spoken).sum() or codes[n + 1 :][~spoken[n + 1 :]][0] == layout.num_codes + 32 for n in ended)
+        written = layout.write(result.codes, learn=True)
+        assert tuple(written.ids_N) == result.ids
+        letters = (written.ids_N >= layout.hideable.stop) & (written.ids_N != layout.hideable.stop + 32)
+        assert not written.choice_N[letters].any() and written.choice_N[1:][~letters[1:]].all() and not written.choice_N[0]
+        moved = np.maximum((written.ids_N == layout.hideable.stop + 32).cumsum() - 1, 0)
+        assert (written.place_N3[:-1, 1] == moved[:-1]).all() and (written.place_N3[:, 0] == np.arange(len(written))).all()
+
+
+def test_words_are_spelled_as_their_text_is():
+    """Every id's letters are the bytes that it writes, also of a part of a character; words begin with their space."""
+    gpt = any_gpt(quantizers=1, words=True, verbatim=True, letters=True)
+    codec = gpt.ports["text"].codec
+    for asked in ("a red apple", "café über naïve", "日本 🍎!", "\n\ttabs"):
+        ids = codec.encode(asked)
+        assert b"".join(codec.letters(id) for id in ids.tolist()).decode() == codec.written(ids)
+        words, codes = words_of(gpt, asked)
+        assert "".join(words) == codec.written(ids) and [bytes(some).decode() for some in codes] == words
+        assert all(word.startswith(" ") and " " not in word[1:] for word in words[1:])
+    assert words_of(any_gpt(quantizers=1, words=True), "a cat")[1] == [[id] for id in codec.encode("a cat").tolist()]
 
 
 def test_words_among_frames_are_never_hidden():
     gpt = any_gpt(quantizers=1, words=True)
     layout = gpt.ports["audio"].writes
-    codes = with_words(np.arange(9)[:, None], [0, 4, 9], [layout.num_codes + n for n in (5, 6, 7)])
+    codes = with_words(np.arange(9)[:, None], [0, 4, 9], [[layout.num_codes + n] for n in (5, 6, 7)])
     stream = pack([gpt.write([Part("a cat"), Part(tone(), True, codes)])] * 20, gpt.spans)
     gone = hidden(stream, {"audio": layout.hideable}, gpt.begin, 1.0, torch.Generator().manual_seed(0)).ids_BT
     words = stream.ids_BT >= layout.hideable.stop
@@ -577,9 +614,9 @@ def test_clips_that_were_heard_before_are_read_as_if_they_were_heard_now(tmp_pat
 
 
 def test_what_was_read_off_is_written_again():
-    """Heard, written down and said; seen, named and drawn as one of those drew it who drew the same."""
+    """Heard, written down and said; a name heard, written down and drawn as one of those drew it who drew the same."""
     from mmgpt.data.speech import load_speech
-    from mmgpt.train.any import picture_directions, speech_directions
+    from mmgpt.train.any import sketch_direction, speech_directions
     from mmgpt.train.gpt import GPTTask, Item, Mix
 
     gpt, rows = any_gpt(max_length=600), load_speech(Path(__file__).parent / "data" / "speech6.parquet")
@@ -593,10 +630,13 @@ def test_what_was_read_off_is_written_again():
         assert [(one.ids_N.tolist(), one.learn) for one in (begin, words, said)] == [(one.ids_N.tolist(), one.learn) for one in again]
     items = [Item((name,), (("caption:", name),)) for name in ("a cat", "a dog", "a cat")]
     task = GPTTask(gpt, torch.from_numpy(np.stack([np.array(picture(n)) for n in range(3)])).permute(0, 3, 1, 2), items, Mix(1, 1, augment=False))
-    *_, redraw = picture_directions(task, 1)
-    drawn = {redraw.document(0, torch.Generator().manual_seed(n))[-1].ids_N.tobytes() for n in range(8)}
+    named = [replace(row, text=text) for row, text in zip(rows, ("A-Cat", "a dog", "a bird", "acat"), strict=False)]
+    listening = speech_directions(gpt, named, codes[: len(named)], (1, 1), "heart", 0.1)[0]
+    sketch = sketch_direction(task, listening, named, 1)
+    assert sketch.weight_N.tolist() == [weight * (n != 2) for n, weight in enumerate(listening.weight_N.tolist())]
+    drawn = {sketch.document(0, torch.Generator().manual_seed(n))[-1].ids_N.tobytes() for n in range(8)}
     assert drawn == {gpt.ports["image"].writes.write(task.codes[n], learn=True).ids_N.tobytes() for n in (0, 2)} and len(drawn) == 2
-    assert [one.learn for one in redraw.document(1, torch.Generator())] == [False, False, False, True, True]
+    assert [one.learn for one in sketch.document(1, torch.Generator())] == [False, False, False, True, True]
 
 
 def test_a_share_of_clips_is_described_by_how_it_moves():

@@ -34,7 +34,15 @@ def words(tmp_path, monkeypatch) -> list[str]:
     base.config = replace(base.config, left_out="emojione")
     save(base, tmp_path / "init", card="# init\n")
     given = {"init": tmp_path / "init", "data": DATA / "emoji40.parquet", "speech": DATA / "speech6.parquet", "clips": DATA / "clips3.parquet"}
-    given |= {"codec": tmp_path / "codec", "ears": tmp_path / "ears", "words": "true", "video": "sprites", "side": 32, "changes": 8}
+    given |= {
+        "codec": tmp_path / "codec",
+        "ears": tmp_path / "ears",
+        "words": "true",
+        "letters": "true",
+        "video": "sprites",
+        "side": 32,
+        "changes": 8,
+    }
     given |= {
         "frozen": "encoders.image",
         "seconds": 2,
@@ -46,7 +54,7 @@ def words(tmp_path, monkeypatch) -> list[str]:
         "sample_every": 0,
         "log_every": 1,
     }
-    counts = {"captions": 1, "draws": 1, "transcribes": 2, "speaks": 2, "redraws": 1, "repeats": 1, "describes": 2, "animates": 1}
+    counts = {"captions": 1, "draws": 1, "transcribes": 2, "speaks": 2, "sketches": 1, "repeats": 1, "describes": 2, "animates": 1}
     return ["train", "any", *(f"{name}={value}" for name, value in (given | counts).items())]
 
 
@@ -55,7 +63,7 @@ def test_one_command_makes_a_model_of_all_modalities(words, tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert {"text", "image", "audio", "video"} <= set(lines[-1])
     gpt, before = mmgpt.load(tmp_path / "run" / "final"), mmgpt.load(tmp_path / "init")
-    assert gpt.config.audio.words and gpt.config.video.codec == "sprites" and gpt.config.video.changes == 8
+    assert gpt.config.audio.letters and gpt.config.video.codec == "sprites" and gpt.config.video.changes == 8
 
     stored = {name: p.half().float() for name, p in before.state_dict().items()}  # final folders hold float16
     same = {name: torch.equal(p, stored[name]) for name, p in gpt.state_dict().items() if name in stored and p.shape == stored[name].shape}
@@ -70,7 +78,7 @@ def test_one_command_makes_a_model_of_all_modalities(words, tmp_path):
 
 
 def test_speech_alone_is_trained_without_pictures(words, tmp_path):
-    assert main([*words, "captions=0", "draws=0", "describes=0", "animates=0", "steps=1", f"out={tmp_path / 'run'}"]) == 0
+    assert main([*words, "captions=0", "draws=0", "sketches=0", "describes=0", "animates=0", "steps=1", f"out={tmp_path / 'run'}"]) == 0
     line = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1])
     assert "audio" in line and "image" not in line and "video" not in line
 

@@ -50,13 +50,12 @@ def clip(frames: int = 3, seed: int = 0) -> Video:
     return Video(tuple(picture(seed + n) for n in range(frames)), 3.0)
 
 
-def any_gpt(seed: int = 0, quantizers: int = 2, words: bool = False, verbatim: bool = False, **changes):
+def any_gpt(seed: int = 0, quantizers: int = 2, words: bool = False, verbatim: bool = False, letters: bool = False, **changes):
     """A tiny model that reads and writes all four modalities."""
     base = tiny_gpt(seed, **changes)
     codec = AudioCodecConfig(levels=(4, 4), quantizers=quantizers, width=16, blocks=1)
-    config = replace(
-        base.config, audio=SoundConfig(codec, seconds=0.4, temperature=1.0, words=words, verbatim=verbatim), video=VideoConfig(3, 16, 3.0)
-    )
+    audio = SoundConfig(codec, seconds=1.2 if letters else 0.4, temperature=1.0, words=words, verbatim=verbatim, letters=letters)
+    config = replace(base.config, audio=audio, video=VideoConfig(3, 16, 3.0))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build_from(base, config, AudioCodec(codec)).eval()

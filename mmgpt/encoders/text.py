@@ -7,6 +7,8 @@ from jaxtyping import Int
 
 from mmgpt.errors import CheckpointError, InputError
 
+PLAIN = [*range(33, 127), *range(161, 173), *range(174, 256)]  # bytes that a byte-level vocabulary writes as themselves, the rest from 256 on
+BYTES = {chr(b): b for b in PLAIN} | {chr(256 + n): b for n, b in enumerate(b for b in range(256) if b not in PLAIN)}
 MAX_TEXT = 100_000  # characters: a longer prompt is refused before any work is done on it
 
 
@@ -52,6 +54,10 @@ class TextCodec:
         except UnicodeEncodeError as error:
             raise InputError(f"character {error.start} of the text is half a surrogate pair: pass valid Unicode") from None
         return np.asarray(self.tokenizer.encode(value, add_special_tokens=False).ids, np.int64)
+
+    def letters(self, code: int) -> bytes:
+        """What one id writes, in UTF-8, of which it may be a part of a character."""
+        return b"".join(bytes([BYTES[c]]) if c in BYTES else c.encode() for c in self.tokenizer.id_to_token(code) or "")
 
     def decode(self, codes: Int[np.ndarray, "*grid"]) -> str:
         return self.written(codes).removeprefix(self.lead)

@@ -121,8 +121,8 @@ class Row:
     def open(self, name: str, sizes: Sequence[Grid]) -> None:
         """A segment begins."""
         self.name, self.port, self.head = name, self.gpt.ports[name], self.gpt.heads[name]
-        scripts = [script for size in sizes for script in self.port.writes.scripts(size)]
-        self.automaton = Automaton(scripts, self.port.writes.owed(self.branches[0].document))
+        writes, owed = self.port.writes, self.port.writes.owed(self.branches[0].document)
+        self.automaton = Automaton([script for size in sizes for script in writes.scripts(writes.room(size, owed))], owed)
         for branch in self.branches:
             branch.beside = self.port.writes.beside(branch.document)
         self.sampling = self.request.sampling or self.port.sampling

@@ -28,22 +28,12 @@ CODES = Path("~/.cache/mmgpt/codes")
 BLOCK = 1000  # files
 
 
-def picture_directions(task: GPTTask, redraws: int = 0) -> list[Direction]:
-    """Captions and drawings, as the recipe of pictures alone makes them; and pictures that are named and then drawn as another artist did, so that
-    what is drawn follows words whatever came before them."""
+def picture_directions(task: GPTTask) -> list[Direction]:
+    """Captions and drawings, as the recipe of pictures alone makes them."""
     from torchvision.transforms.v2.functional import to_pil_image
 
     def of(make: Callable[[int, list[float]], Document]):
         return lambda item, generator: make(item, torch.rand(2, generator=generator).tolist())
-
-    alike: dict[str, list[int]] = {}
-    for n, item in enumerate(task.items):
-        alike.setdefault(item.captions[0][1], []).append(n)
-
-    def redraw(item: int, generator: torch.Generator) -> Document:
-        names = alike[task.items[item].captions[0][1]]
-        other = names[int(torch.randint(len(names), (), generator=generator))]
-        return [*task.caption(item, [0.0, 0.0]), task.model.ports["image"].writes.write(task.codes[other], learn=True)]
 
     pictures = [
         ([Part(to_pil_image(task.pictures[n])), Part(task.items[n].captions[0][0])], "text", task.items[n].captions[0][1])
@@ -53,8 +43,27 @@ def picture_directions(task: GPTTask, redraws: int = 0) -> list[Direction]:
     return [
         Direction("caption", task.mix.captions, task.weight_N, of(task.caption), pictures),
         Direction("draw", task.mix.draws, task.weight_N, of(task.draw), words),
-        Direction("redraw", redraws, task.weight_N, redraw),
     ]
+
+
+def sketch_direction(task: GPTTask, listening: Direction, rows: Sequence[Speech], count: int) -> Direction:
+    """Names that are heard and written down, and then drawn: what is drawn follows words, whatever came before them."""
+    named: dict[str, list[int]] = {}
+    for n, item in enumerate(task.items):
+        named.setdefault(letters_of(item.captions[0][1]), []).append(n)
+    drawable_N = torch.tensor([float(letters_of(row.text) in named) for row in rows], dtype=torch.double)
+
+    def sketch(item: int, generator: torch.Generator) -> Document:
+        same = named[letters_of(rows[item].text)]
+        drawn = same[int(torch.multinomial(task.weight_N[same], 1, generator=generator))]
+        return [*listening.document(item, generator), task.model.ports["image"].writes.write(task.codes[drawn], learn=True)]
+
+    return Direction("sketch", count, listening.weight_N * drawable_N, sketch)
+
+
+def letters_of(words: str) -> str:
+    """As words are compared that are heard: without case, hyphens and where one ends."""
+    return "".join(c for c in words.lower() if c.isalnum())
 
 
 def speech_directions(
@@ -118,41 +127,54 @@ def speech_codes(gpt: GPT, rows: Sequence[Speech], voice: str | None) -> list[np
     return [next(found) if row.voice == voice else np.zeros((0, 1), np.int64) for row in rows]
 
 
-def with_words(codes: Int[np.ndarray, "T 1"], starts: Sequence[int], words: Sequence[int]) -> Int[np.ndarray, "N 1"]:
-    """The codes of a sound with its words (codes of their own) among them, each before the frame with which it begins.
+def with_words(codes: Int[np.ndarray, "T 1"], starts: Sequence[int], words: Sequence[Sequence[int]]) -> Int[np.ndarray, "N 1"]:
+    """The codes of a sound with its words (of one code or several) among them, each before the frame with which it begins.
 
-    example: codes 5 6 7, starts 0 2, words 90 91    90 5 6 91 7
+    example: codes 5 6 7, starts 0 2, words (90,) (91, 92)    90 5 6 91 92 7
     """
-    return np.insert(codes[:, 0], list(starts), list(words))[:, None]
+    places = [start for start, word in zip(starts, words, strict=True) for _ in word]
+    return np.insert(codes[:, 0], places, [code for word in words for code in word])[:, None]
+
+
+def words_of(gpt: GPT, text: str) -> tuple[list[str], list[list[int]]]:
+    """What a text is written with among frames, and the codes of each: the pieces of its ids, or its words letter by letter."""
+    layout, codec = gpt.ports["audio"].writes, gpt.ports["text"].codec
+    ids = codec.encode(text)
+    if layout.spaces is None:
+        return [codec.written(ids[n : n + 1]) for n in range(len(ids))], [[id] for id in ids.tolist()]
+    letters = [code for id in ids.tolist() for code in codec.letters(id)]
+    starts = [n for n, code in enumerate(letters) if n == 0 or code in layout.spaces]
+    words = [letters[start:stop] for start, stop in zip(starts, [*starts[1:], None], strict=True)]
+    return [bytes(word).decode() for word in words], words
 
 
 def spelled(gpt: GPT, ears, rows: Sequence[Speech], codes: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Codes of speech with the pieces of their words among them, where `ears` (`mmgpt.train.ears.Ears`) hear them begin; of clips without codes, or
+    """Codes of speech with their words among them, where `ears` (`mmgpt.train.ears.Ears`) hear them begin; of clips without codes, or
     too long for these ears, none."""
     from mmgpt.train.ears import beginnings
 
-    layout, text = gpt.ports["audio"].writes, gpt.ports["text"].codec
+    layout = gpt.ports["audio"].writes
     device = next(ears.parameters()).device
     heard = speech_heard(ears.encoder, rows) if hasattr(ears.encoder, "tower") else []  # of all, in the same thousands as are kept to transcribe
     short = [n for n, row in enumerate(rows) if len(codes[n]) and fits(row, ears.encoder.max_seconds)]
-    pieces = [text.encode(rows[n].text) for n in short]
+    words = [words_of(gpt, rows[n].text) for n in short]
 
     def aligned(k: int) -> np.ndarray:
-        """Where each piece begins, and behind these how many vectors were heard."""
+        """Where each word begins, and behind these how many vectors were heard."""
         n = short[k]
         if heard:
             vectors_ND = ears.encoder.out(torch.from_numpy(heard[n]).float().to(device))
         else:
             vectors_ND = ears.encoder(there(ears.encoder.prepare(rows[n].sound), device))
         scores_TL = ears.scores(vectors_ND).cpu()
-        return np.array([*beginnings(scores_TL, [text.written(np.array([piece])) for piece in pieces[k]]), len(scores_TL)])
+        return np.array([*beginnings(scores_TL, words[k][0]), len(scores_TL)])
 
-    stored = [np.asarray(some, np.int64).tobytes() + rows[n].audio for n, some in zip(short, pieces, strict=True)]
+    stored = [str(some).encode() + rows[n].audio for n, (_, some) in zip(short, words, strict=True)]
     found = [code[:0] for code in codes]
-    for n, some, places in zip(short, pieces, coded(ears, stored, aligned, "words"), strict=True):
+    for n, (_, some), places in zip(short, words, coded(ears, stored, aligned, "words"), strict=True):
         *starts, count = places.tolist()
         frames = [min(start * len(codes[n]) // count, len(codes[n])) for start in starts]
-        found[n] = with_words(codes[n], frames, (layout.num_codes + some).tolist())
+        found[n] = with_words(codes[n], frames, [[layout.num_codes + code for code in word] for word in some])
     return found
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -10,6 +11,9 @@ from mmgpt.model import GPT
 from mmgpt.train.mix import Direction
 from mmgpt.train.recipe import Job, Words, device_of, emoji_item, freeze, pixels
 from mmgpt.train.settings import Settings
+
+if TYPE_CHECKING:
+    from mmgpt.train.gpt import GPTTask
 
 
 @dataclass(frozen=True)
@@ -96,8 +100,8 @@ class AnyOptions:
     draws: int = 6
     transcribes: int = 8
     speaks: int = 6
-    redraws: int = 2  # named, then drawn, where both are learned: what is written follows words whatever came before them
-    repeats: int = 2  # heard and written down, then said
+    sketches: int = 0  # names heard and written down, then drawn
+    repeats: int = 2  # heard and written down, then said: what is written follows words, whatever came before them
     describes: int = 2
     animates: int = 2
     row_length: int = 512
@@ -110,6 +114,7 @@ class AnyOptions:
     encoder: str = "mel"  # or frames, or whisper (tools/convert_ears.py fetches it)
     ears: str = ""  # a folder that the recipe `ears` made: its encoder instead of a new one
     words: bool = False  # speech is written with its words among its frames
+    letters: bool = False  # these letter by letter
     aligner: str = ""  # a folder of ears that hear where those begin; without, the folder `ears`
     ear_blocks: int = 4  # the first so many of Whisper's
     moves: float = 0.3  # this share of clips is described by how they move alone
@@ -126,6 +131,7 @@ class AnyOptions:
 
 def any_to_any(options: AnyOptions, settings: Settings, words: Words) -> Job:
     from mmgpt.data.emoji import load_emoji, training_rows
+    from mmgpt.train.any import picture_directions, sketch_direction
     from mmgpt.train.ears import load_ears
     from mmgpt.train.mix import MixTask
 
@@ -139,8 +145,15 @@ def any_to_any(options: AnyOptions, settings: Settings, words: Words) -> Job:
     model.to(device_of(options.device)).train()
     model.rates = rates_of(model, options, ears)
     chosen = training_rows(load_emoji(options.data), model.config.left_out or None)
-    pictures, drawn = picture_part(model, options, chosen, settings.seed)
-    directions = [*pictures, *speech_part(model, options, aligner), *clip_part(model, options, chosen, drawn)]
+    pictures = picture_part(model, options, chosen, settings.seed)
+    spoken, rows = speech_part(model, options, aligner)
+    named = [*(picture_directions(pictures) if pictures else []), *spoken]
+    if options.sketches:
+        if not options.draws or not options.transcribes:
+            raise TrainingError(f"sketches={options.sketches}, draws={options.draws}, transcribes={options.transcribes}: use 1 or more of each")
+        named.append(sketch_direction(pictures, spoken[0], rows, options.sketches))
+    drawn = {(row.label, row.style): codes for row, codes in zip(chosen, pictures.codes, strict=True) if not row.skin} if options.draws else None
+    directions = [*named, *clip_part(model, options, chosen, drawn)]
     card = f"# any, trained here\n\nTrained with {words or 'the recipe as it is'}. Not evaluated.\n"
     task = MixTask(model, directions, options.row_length, settings.seed, {}, options.hide, card, options.backend, options.swap)
     return Job(task, settings, options.out, options.resume)
@@ -160,7 +173,7 @@ def shaped(options: AnyOptions, words: Words, ears) -> GPT:
     if ears and "encoder" in words and options.encoder != ears.kind:
         raise TrainingError(f"encoder={options.encoder}, and ears={options.ears} hear with {ears.kind}: leave one of the two out")
     had, film = model.config.audio, model.config.video
-    own = {"encoder": had.encoder, "ear_blocks": had.blocks, "words": had.words} if had else {}
+    own = {"encoder": had.encoder, "ear_blocks": had.blocks, "words": had.words, "letters": had.letters} if had else {}
     own |= {"video": film.codec, "changes": film.changes, "frames": film.frames, "side": film.side} if film else {}
     other = [f"{name}={getattr(options, name)} for {kept}" for name, kept in own.items() if name in words and getattr(options, name) != kept]
     if had and "codec" not in words and other:
@@ -169,7 +182,7 @@ def shaped(options: AnyOptions, words: Words, ears) -> GPT:
         codec = load_codec(options.codec)
         kind = ears.kind if ears else options.encoder
         blocks = len(blocks_of(ears.encoder)) if ears else options.ear_blocks if kind == "whisper" else 0
-        audio = SoundConfig(codec.config, kind, options.seconds, blocks=blocks, words=options.words, verbatim=options.words)
+        audio = SoundConfig(codec.config, kind, options.seconds, blocks=blocks, words=options.words, verbatim=options.words, letters=options.letters)
         video = VideoConfig(options.frames, options.side, options.frames / SECONDS, changes=options.changes, codec=options.video)
         model = build_from(model, replace(model.config, audio=audio, video=video, max_length=options.max_length), codec)
         if kind == "whisper" and not ears and (had is None or had.encoder != "whisper"):
@@ -183,10 +196,13 @@ def shaped(options: AnyOptions, words: Words, ears) -> GPT:
                 f"width {model.config.decoder.width}): train ears of that width, or name codec= too, and sound and video are built anew"
             )
         model.encoders["audio"].load_state_dict(ears.encoder.state_dict())
-    if model.config.audio.words and not (had and had.words):
-        speech, text = model.ports["audio"].writes, model.ports["text"].writes.ids
+    if model.config.audio.words and not (had and had.words and had.letters == model.config.audio.letters):
+        speech, text, codec = model.ports["audio"].writes, model.ports["text"].writes.ids, model.ports["text"].codec
+        said = [codec.letters(id) if speech.spaces else (id,) for id in range(codec.num_codes)]
         with torch.no_grad():  # a word among frames begins as what it is in a text
-            model.table.weight[speech.hideable.stop : speech.ids.stop] = model.table.weight[text.start : text.start + speech.num_words]
+            for id, codes in enumerate(said):
+                if len(codes) == 1:
+                    model.table.weight[speech.hideable.stop + codes[0]] = model.table.weight[text.start + id]
     return model
 
 
@@ -200,21 +216,19 @@ def rates_of(model: GPT, options: AnyOptions, ears) -> dict[str, float]:
     return rates
 
 
-def picture_part(model: GPT, options: AnyOptions, chosen: Sequence, seed: int) -> tuple[list[Direction], dict | None]:
-    """The directions of pictures, and the codes of things by (thing, artist), where they are drawn."""
-    from mmgpt.train.any import picture_directions
+def picture_part(model: GPT, options: AnyOptions, chosen: Sequence, seed: int) -> "GPTTask | None":
+    """Pictures with their names and codes, where they are learned."""
     from mmgpt.train.gpt import GPTTask, Mix
 
     if not options.captions and not options.draws:
-        return [], None
+        return None
     mix = Mix(options.captions, options.draws, options.drop, strength=options.strength)
     items = [emoji_item(row, options.skin_weight) for row in chosen]
-    pictures = GPTTask(model, pixels(chosen, model.config.picture), items, mix, seed, left_out=model.config.left_out)
-    drawn = {(row.label, row.style): codes for row, codes in zip(chosen, pictures.codes, strict=True) if not row.skin} if options.draws else None
-    return picture_directions(pictures, options.redraws * bool(options.captions and options.draws)), drawn
+    return GPTTask(model, pixels(chosen, model.config.picture), items, mix, seed, left_out=model.config.left_out)
 
 
-def speech_part(model: GPT, options: AnyOptions, aligner) -> list[Direction]:
+def speech_part(model: GPT, options: AnyOptions, aligner) -> tuple[list[Direction], Sequence]:
+    """The directions of speech, the first of them that in which it is written down, and the clips."""
     from mmgpt.data.speech import load_speech, of
     from mmgpt.train.any import speech_codes, speech_directions, speech_heard, spelled
 
@@ -225,7 +239,7 @@ def speech_part(model: GPT, options: AnyOptions, aligner) -> list[Direction]:
     tower = getattr(model.encoders["audio"], "tower", None)
     heard = speech_heard(model.encoders["audio"], speech) if options.transcribes and tower is not None and still(tower) else []
     repeats = options.repeats * bool(options.transcribes and options.speaks)
-    return speech_directions(model, speech, codes, (options.transcribes, options.speaks), options.voice, options.drop, heard, repeats)
+    return speech_directions(model, speech, codes, (options.transcribes, options.speaks), options.voice, options.drop, heard, repeats), speech
 
 
 def clip_part(model: GPT, options: AnyOptions, chosen: Sequence, drawn: dict | None) -> list[Direction]:

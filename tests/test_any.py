@@ -632,11 +632,14 @@ def test_what_was_read_off_is_written_again():
     task = GPTTask(gpt, torch.from_numpy(np.stack([np.array(picture(n)) for n in range(3)])).permute(0, 3, 1, 2), items, Mix(1, 1, augment=False))
     named = [replace(row, text=text) for row, text in zip(rows, ("A-Cat", "a dog", "a bird", "acat"), strict=False)]
     listening = speech_directions(gpt, named, codes[: len(named)], (1, 1), "heart", 0.1)[0]
-    sketch = sketch_direction(task, listening, named, 1)
+    sketch = sketch_direction(task, listening, named, 1, 0.0)
     assert sketch.weight_N.tolist() == [weight * (n != 2) for n, weight in enumerate(listening.weight_N.tolist())]
     drawn = {sketch.document(0, torch.Generator().manual_seed(n))[-1].ids_N.tobytes() for n in range(8)}
     assert drawn == {gpt.ports["image"].writes.write(task.codes[n], learn=True).ids_N.tobytes() for n in (0, 2)} and len(drawn) == 2
     assert [one.learn for one in sketch.document(1, torch.Generator())] == [False, False, False, True, True]
+    *given, _ = sketch_direction(task, listening, named, 1, 1.0).document(1, torch.Generator())
+    empty = gpt.write([Part(named[1].sound), Part(""), Part("")])
+    assert [(len(one), one.learn) for one in given] == [(len(one), False) for one in empty] and empty[2].ids_N.tolist() == given[2].ids_N.tolist()
 
 
 def test_a_share_of_clips_is_described_by_how_it_moves():

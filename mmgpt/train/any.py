@@ -46,8 +46,9 @@ def picture_directions(task: GPTTask) -> list[Direction]:
     ]
 
 
-def sketch_direction(task: GPTTask, listening: Direction, rows: Sequence[Speech], count: int) -> Direction:
-    """Names that are heard and written down, and then drawn: what is drawn follows words, whatever came before them."""
+def sketch_direction(task: GPTTask, listening: Direction, rows: Sequence[Speech], count: int, drop: float) -> Direction:
+    """Names that are heard and written down, and then drawn: what is drawn follows words, whatever came before them. A share `drop` is drawn
+    behind empty words, which is what guidance compares with."""
     named: dict[str, list[int]] = {}
     for n, item in enumerate(task.items):
         named.setdefault(letters_of(item.captions[0][1]), []).append(n)
@@ -56,7 +57,10 @@ def sketch_direction(task: GPTTask, listening: Direction, rows: Sequence[Speech]
     def sketch(item: int, generator: torch.Generator) -> Document:
         same = named[letters_of(rows[item].text)]
         drawn = same[int(torch.multinomial(task.weight_N[same], 1, generator=generator))]
-        return [*listening.document(item, generator), task.model.ports["image"].writes.write(task.codes[drawn], learn=True)]
+        begin, heard, *words = listening.document(item, generator)
+        if float(torch.rand((), generator=generator)) < drop:
+            words = task.model.write([Part(""), Part("")])[1:]
+        return [begin, heard, *words, task.model.ports["image"].writes.write(task.codes[drawn], learn=True)]
 
     return Direction("sketch", count, listening.weight_N * drawable_N, sketch)
 

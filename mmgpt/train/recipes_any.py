@@ -151,7 +151,7 @@ def any_to_any(options: AnyOptions, settings: Settings, words: Words) -> Job:
     if options.sketches:
         if not options.draws or not options.transcribes:
             raise TrainingError(f"sketches={options.sketches}, draws={options.draws}, transcribes={options.transcribes}: use 1 or more of each")
-        named.append(sketch_direction(pictures, spoken[0], rows, options.sketches))
+        named.append(sketch_direction(pictures, spoken[0], rows, options.sketches, options.drop))
     drawn = {(row.label, row.style): codes for row, codes in zip(chosen, pictures.codes, strict=True) if not row.skin} if options.draws else None
     directions = [*named, *clip_part(model, options, chosen, drawn)]
     card = f"# any, trained here\n\nTrained with {words or 'the recipe as it is'}. Not evaluated.\n"

@@ -425,6 +425,30 @@ def test_guidance_away_from_words_and_from_pictures(monkeypatch):
     assert same[:3] == [True] * 3 and not all(same)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("asked", [Guidance(3.0), Guidance(3.0, negative="a blue dog"), Guidance(3.0, picture=2.0)])
+def test_words_that_a_row_wrote_guide_what_comes_behind_them(asked, monkeypatch):
+    """What guidance compares with has no words, given or written; alone, beside other rows, and in the last row of the cache."""
+    given = [Part(picture(1)), Part("name:")]
+    request = Request(given, ("text", "image"), GREEDY, asked, 1, grid=((1, 1, 3), None))
+    others = [Request(["a cat"], "image", WARM, guidance=2.0, seed=2), Request(["a very long prompt of words"], "text", grid=(1, 1, 20), seed=3)]
+    words, drawn = run(GPT, [replace(request, to=("text", "image"))])[0].parts
+
+    def scores(sample):
+        stream = pack([GPT.write([*sample, replace(drawn, learn=True)])], {})
+        h, codes = GPT(stream)[0], stream.ids_BT[0] - first_codes().start
+        at = [n for n, code in enumerate(codes.tolist()) if 0 <= code < len(first_codes())]
+        return GPT.heads["image"].logits(h[[n - 1 for n in at]])
+
+    c, w, u = scores([*given, words]), scores([given[0], Part(""), Part("")]), scores([Part(""), Part("")])
+    n = scores([given[0], Part("a blue dog"), Part("")])
+    wanted = n + 3 * (c - n) if asked.negative else u + 2 * (w - u) + 3 * (c - w) if asked.picture else w + 3 * (c - w)
+    for together in ([request], [request, *others], [*others, request]):
+        with recorded(monkeypatch) as found:
+            run(GPT, together)
+        assert gap(torch.stack(found[1][-len(wanted) :]), wanted) < 1e-4
+
+
 def first_codes():
     return GPT.ports["image"].writes.ids
 

@@ -236,12 +236,21 @@ class Engine:
         stream = lay([[document] for document, *_ in documents], {}, columns, origins).to(self.gpt.device)
         return self.at(self.gpt(stream, cache), range(len(documents)), [length(document) - 1 for document, *_ in documents])
 
+    def again(self, branch: Branch) -> None:
+        """Reads a document that has become another one; what is pending stays so."""
+        ids, places, branch.pending, branch.places = branch.pending, branch.places, [], []
+        self.read([branch], [0])
+        branch.pending, branch.places, branch.stale = ids, places, False
+
     def decode(self, rows: Sequence[Row]) -> None:
         """Reads the pending ids of rows that have read their documents, and what is guessed to follow; draws what comes next.
 
         Branches with fewer ids than others leave columns free (document 0). Guesses that were wrong are as if they had not been read.
         """
         branches, guesses = self.branches[: sum(len(row.branches) for row in rows)], {}
+        for branch in branches:
+            if branch.stale:
+                self.again(branch)
         for row in rows:
             if found := row.guesses():
                 guesses.update({branch.slot: (row, found) for branch in row.branches})

@@ -26,10 +26,18 @@ class Branch:
     pending: list[int] = field(default_factory=list)  # ids that are written and not yet read, and their places
     places: list[np.ndarray] = field(default_factory=list)
     slot: int = -1  # its row of the cache
+    stale: bool = False  # the document is another than what was read: it has to be read anew
 
     def __post_init__(self):
+        self.count()
+
+    def count(self) -> None:
         self.base = sum(written.span for written in self.document)
         self.block = sum(len(written) - int((written.whole_N[1:] & written.whole_N[:-1]).sum()) for written in self.document)
+
+    def become(self, document: Document) -> None:
+        self.document, self.pending, self.places, self.stale = document, [], [], True
+        self.count()
 
     @property
     def origin_3(self) -> np.ndarray:
@@ -123,6 +131,8 @@ class Row:
         self.name, self.port, self.head = name, self.gpt.ports[name], self.gpt.heads[name]
         writes, owed = self.port.writes, self.port.writes.owed(self.branches[0].document)
         self.automaton = Automaton([script for size in sizes for script in writes.scripts(writes.room(size, owed))], owed)
+        if self.parts and not self.guidance[name].off and self.automaton.next().forced is not None:
+            self.forget()
         for branch in self.branches:
             branch.beside = self.port.writes.beside(branch.document)
         self.sampling = self.request.sampling or self.port.sampling
@@ -131,6 +141,14 @@ class Row:
         self.chunks = self.port.codec.stream() if self.listening and hasattr(self.port.codec, "stream") else None
         self.cut: str | None = None  # the text, where a stop ended it
         self.tell(Begun(name, self.automaton.script.grid))
+
+    def forget(self) -> None:
+        """Words that the row wrote guide what comes behind them, as given ones do: what guidance compares with has none there."""
+        count = len(self.parts)
+        for branch in self.branches[1:] if any(isinstance(part.value, str) for part in self.parts) else ():
+            parts = zip(self.parts, branch.document[-count:], strict=True)
+            written = [self.gpt.write([Part("")])[-1] if isinstance(part.value, str) else written for part, written in parts]
+            branch.become([*branch.document[:-count], *written])
 
     def advance(self) -> None:
         """Pushes what the layout forces, up to the next choice; None when all is written."""

@@ -130,15 +130,13 @@ def main() -> None:
         facts |= dict(zip(("ears", "origin"), EARS[c.audio.encoder], strict=True))
         facts["origin"] = facts["origin"].format(kept="; in 8 bits" if "encoders.audio.tower" in arguments.eight else "")
         facts |= {"seconds": c.audio.seconds, "frames": c.video.frames, "film": FILMS[c.video.codec]}
-        facts |= {"words": " with the pieces of its words among its frames" if c.audio.words else ""}
+        facts |= {"words": f" with {'the letters' if c.audio.letters else 'the pieces'} of its words among its frames" if c.audio.words else ""}
     kind = "any" if c.audio and c.video else "emoji"
     said = {name: words.format(**facts) for name, words in (ANY if kind == "any" else EMOJI).items()}
     card = CARD.format(**said, weights=facts["weights"] + facts.get("origin", ""), trained=arguments.trained, figures="\n\n".join(texts))
     eight = [part for part in arguments.eight.split(",") if part]
     with TemporaryDirectory() as place:  # what ships already is replaced by nothing that is too large
-        trial = save(
-            model, Path(place) / kind, card=card, dtype=torch.float16, eight=(eight := [part for part in arguments.eight.split(",") if part])
-        )
+        trial = save(model, Path(place) / kind, card=card, dtype=torch.float16, eight=eight)
         size = sum(path.stat().st_size for path in trial.iterdir())
     if size > LIMITS[kind]:
         raise SystemExit(f"{size} bytes, at most {LIMITS[kind]} are shipped: train a smaller model")

@@ -179,10 +179,10 @@ class FramesLayout(WrittenLayout):
     axis they begin where the segment before does, the text where speech is asked for, and each stands, with its frames, beside its like there: what
     is said next always lies one place further. `says`: the words' codes for each id of a text; of a text before it all words are said, and no others.
 
-    begin  _ c a t  a a a  _ i s  a a  end    with `spaces` only those codes begin a word: the others, its letters, follow at once and at its place
+    begin  c a  t a a  . a  . a a  end    with `ahead` (2 here) each letter of "cat" stands where the one so many before it is heard
 
-    What a text writes with one id of its own has to be known by heart to be said; letters do not. They are taken from the text, so no head chooses
-    them, nor learns to. At most `most` frames stand beside them (0: whatever there is room for).
+    What a text writes with one id of its own has to be known by heart to be said; letters do not, if some that follow are known too. The last ones
+    have none to come with them, there code 0 stands. At most `most` frames stand beside them (0: whatever there is room for).
 
     Every code has a slot of its own. A frame's later codes are drawn knowing its first, as by a depth predictor (Lee et al., 2022,
     arXiv:2203.01941), but by the decoder itself; none is drawn blindly, as in a delay pattern (Copet et al., 2023, arXiv:2306.05284).
@@ -193,7 +193,7 @@ class FramesLayout(WrittenLayout):
     quantizers: int = 1
     num_words: int = 0
     says: Mapping[int, tuple[int, ...]] | None = field(default=None, hash=False)
-    spaces: Span | None = None
+    ahead: int = 0
     most: int = 0
 
     def __post_init__(self):
@@ -203,8 +203,8 @@ class FramesLayout(WrittenLayout):
             )
         if self.num_words < 0 or self.num_words and self.quantizers > 1:
             raise InputError(f"{self.num_words} words among frames of {self.quantizers} codes: words need frames of one code")
-        if self.spaces is not None and (self.says is None or not 0 <= self.spaces.start < self.spaces.stop <= self.num_words):
-            raise InputError(f"spaces {self.spaces} of {self.num_words} letters: some of them, and `says`, the letters of a text")
+        if self.ahead < 0 or self.ahead and self.says is None:
+            raise InputError(f"{self.ahead} words ahead: use 0 or more, and `says`, the words of a text")
         if any(not 0 <= code < self.num_words for said in (self.says or {}).values() for code in said):
             raise InputError(f"a text is said in codes of words beyond 0..{self.num_words - 1}: use those alone")
 
@@ -232,12 +232,10 @@ class FramesLayout(WrittenLayout):
             spans = [Span(self.end + 1, self.ids.stop)]
         later = [Span(self.end, spans[0].stop), *spans[1:]]
         places_N3 = np.array([0, *np.repeat(np.arange(1, frames + 1), columns), frames + 1])[:, None].repeat(3, 1)
-        moves = words = None
+        moves = None
         if self.num_words:
             places_N3[:, 1], moves = 0, Span(self.hideable.stop, self.ids.stop)
-        if self.spaces:
-            words, moves = moves, Span(self.hideable.stop + self.spaces.start, self.hideable.stop + self.spaces.stop)
-        return script([self.begin, *spans, *later * (frames - 1), self.end], places_N3, grid, stops=(self.end,), moves=moves, words=words)
+        return script([self.begin, *spans, *later * (frames - 1), self.end], places_N3, grid, stops=(self.end,), moves=moves, ahead=self.ahead)
 
     def beside(self, before: Sequence[Written]) -> int:
         return before[-1].span if self.num_words and before else 0
@@ -245,7 +243,8 @@ class FramesLayout(WrittenLayout):
     def owed(self, before: Sequence[Written]) -> Sequence[int] | None:
         if self.says is None or not before:
             return None
-        return [self.hideable.stop + code for id in before[-1].ids_N.tolist() for code in self.says.get(id, ())] or None
+        said = [self.hideable.stop + code for id in before[-1].ids_N.tolist() for code in self.says.get(id, ())]
+        return [*said, *[self.hideable.stop] * self.ahead] if said else None
 
     def room(self, grid: Grid, owed: Sequence[int] | None) -> Grid:
         return (min(grid[0], self.most + len(owed or ())), *grid[1:]) if self.most else grid
@@ -260,9 +259,8 @@ class FramesLayout(WrittenLayout):
         ids = codes + self.end + 1 + np.arange(codes.shape[1]) * self.num_codes
         written = self.script((len(codes), 1, codes.shape[1])).write(ids, learn)
         written.choice_N[-1] = True  # where a head wrote codes it also chose to end them
-        if self.spaces:
-            code_N = written.ids_N - self.hideable.stop
-            written.choice_N[(code_N >= 0) & ((code_N < self.spaces.start) | (code_N >= self.spaces.stop)) & (code_N < self.num_words)] = False
+        if self.ahead:  # the first ones come whatever a head says
+            written.choice_N[1 : 1 + self.ahead] &= written.ids_N[1 : 1 + self.ahead] < self.hideable.stop
         return written
 
     def codes(self, ids: np.ndarray, grid: Grid) -> np.ndarray:

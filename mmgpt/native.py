@@ -44,6 +44,7 @@ from mmgpt.types import Audio, Video
 SOUND_ENCODERS = {"mel": MelEncoder, "frames": FrameEncoder, "whisper": WhisperEncoder}
 LAYERED = ("mel", "whisper")  # those that have `blocks`
 VIDEO_CODECS = ("frames", "sprites")
+AHEAD = 6  # letters that are known before they are said
 MAX_SIDE = 4096  # pixels of a picture's side, as much as any picture may have that is opened
 
 
@@ -52,7 +53,7 @@ class SoundConfig:
     """How sound is read, by a `mel`, a `whisper` (of so many `blocks` both) or a `frames` encoder, and written, by the codec; up to `seconds`.
     `words` among its frames: see `FramesLayout`. They are learned where codes come with them (`mmgpt.train.any.spelled`), not from sound alone.
     With `verbatim` they are those of the text before the sound, all of them and no others: what is asked for is what is said. With `letters` these
-    are written letter by letter (UTF-8): how a word is spelled says how it sounds, even where the text has an id for all of it."""
+    are single letters (UTF-8), some ahead: how a word is spelled says how it sounds, even where the text has one id for all of it."""
 
     codec: AudioCodecConfig = field(default_factory=AudioCodecConfig)
     encoder: str = "mel"
@@ -200,7 +201,7 @@ def sound_port(config: SoundConfig, codec: AudioCodec, width: int, ids: Ids, tex
     opened, closed = (ids.take().start for _ in range(2))
     quantizers, num_words = config.codec.quantizers, (256 if config.letters else len(text)) if config.words else 0
     says = {text.start + n: tuple(spelling.letters(n)) if config.letters else (n,) for n in range(len(text))} if config.verbatim else None
-    letters: dict = {"spaces": Span(ord(" "), ord(" ") + 1), "most": config.frames} if config.letters else {}
+    letters = {"ahead": AHEAD, "most": config.frames} if config.letters else {}
     return Port(
         Audio,
         SOUND_ENCODERS[config.encoder](width, max_seconds=config.seconds, **({"blocks": config.blocks} if config.encoder in LAYERED else {})),

@@ -34,9 +34,11 @@ class Span:
 
 @dataclass(frozen=True)
 class Choice:
-    """What may come next: any id of these spans. A single id is forced and needs no head."""
+    """What may come next: any id of these spans. A single id is forced and needs no head. One of the ids `any_of` among them scores as all of those
+    together: which one it would be is known."""
 
     spans: tuple[Span, ...]
+    any_of: Span | None = None
 
     @property
     def forced(self) -> int | None:
@@ -81,7 +83,7 @@ class Script:
     stops: tuple[int, ...] = ()  # one of these ids, where it may be chosen, ends the segment early (text)
     hole: Span | None = None  # ids that may not stand in an open slot although they lie in its range (codes within a text vocabulary)
     moves: Span | None = None  # each such id but the first stands one further along the second axis, and all behind it do (words among frames)
-    words: Span | None = None  # ids that come in an order of their own, where one is owed; those that move are among them
+    ahead: int = 0  # so many of these come first, where an order of them is owed
 
     def __len__(self) -> int:
         return len(self.first_N)
@@ -119,7 +121,7 @@ def script(
     stops: tuple[int, ...] = (),
     hole: Span | None = None,
     moves: Span | None = None,
-    words: Span | None = None,
+    ahead: int = 0,
 ) -> Script:
     """Steps as a script: ids are forced, spans are open. Scripts are shared by all segments of their size, hence read-only."""
     steps = list(steps)
@@ -128,7 +130,7 @@ def script(
     whole_N = (first == VECTOR) & whole
     for column in (first, last, places, whole_N):
         column.setflags(write=False)
-    return Script(first, last, places, whole_N, int(places.max(initial=-1)) + 1, grid, stops, hole, moves, words or moves)
+    return Script(first, last, places, whole_N, int(places.max(initial=-1)) + 1, grid, stops, hole, moves, ahead)
 
 
 def line(n: int) -> np.ndarray:
@@ -163,16 +165,15 @@ def choice_of(first: int, last: int, hole: Span | None) -> Choice:
 class Automaton:
     """What may come next while one segment is generated, id by id: the scripts that still fit what was written.
 
-    One script when the size is fixed by the caller; several when the model chooses the size (it writes the header). Of the ids of words only those
-    that are `owed` may come, one after the other, and nothing ends before they are all written; None: any may. An owed id that moves nothing goes on
-    with the word that the one before began: nothing else may come.
+    One script when the size is fixed by the caller; several when the model chooses the size (it writes the header). Of the ids that move what is
+    behind them only those that are `owed` may come, one after the other, and nothing ends before they are all written; None: any may.
     """
 
     def __init__(self, scripts: Sequence[Script], owed: Sequence[int] | None = None):
         if not scripts:
             raise InputError("0 scripts to generate from: pass at least one size")
-        self.scripts, self.length, self.stopped, self.moved, self.said = list(scripts), 0, False, -1, 0
-        self.owed = owed if self.script.words else None
+        self.scripts, self.length, self.stopped, self.moved = list(scripts), 0, False, -1
+        self.owed = owed if self.script.moves else None
         if self.owed is not None and len(self.owed) >= (room := int(self.script.open_N.sum())):
             raise InputError(f"{len(self.owed)} pieces of words to say in {room} slots, and frames that say them: say less at once")
 
@@ -187,16 +188,16 @@ class Automaton:
 
     def rest(self, first: int, last: int, hole: Span | None) -> Choice:
         """The choice of a slot in which of the owed ids only the next may stand: and nothing else, where there is room for no more."""
-        left = self.owed[self.said :]
-        spans = [part for span in choice_of(first, last, hole).spans for part in without(span, self.script.words)]
+        left = self.owed[self.moved + 1 :]
+        spans = [part for span in choice_of(first, last, hole).spans for part in without(span, self.script.moves)]
         if not left:
             return Choice(tuple(spans))
         owed = Span(left[0], left[0] + 1)
-        if left[0] not in self.script.moves or self.script.open_N[self.length :].sum() <= len(left):
+        if self.moved + 1 < self.script.ahead or self.script.open_N[self.length :].sum() <= len(left):
             return Choice((owed,))
         for stop in self.script.stops:
             spans = [part for span in spans for part in without(span, Span(stop, stop + 1))]
-        return Choice((*spans, owed))
+        return Choice((*spans, owed), self.script.moves)
 
     def push(self, id: int) -> None:
         choice = self.next()
@@ -205,7 +206,6 @@ class Automaton:
         self.scripts = [s for s in self.scripts if s.first_N[self.length] <= id <= s.last_N[self.length]]
         self.stopped = choice.forced is None and id in self.scripts[0].stops
         self.moved += self.script.moves is not None and id in self.script.moves
-        self.said += self.script.words is not None and id in self.script.words
         self.length += 1
 
     @property

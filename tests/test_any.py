@@ -98,7 +98,7 @@ def test_a_sound_stands_beside_the_words_that_it_says():
     """On the second axis alone, from where the segment before begins, one place further with each word; what follows stands as ever."""
     plain, worded = (any_gpt(quantizers=1, words=words) for words in (False, True))
     first = plain.ports["audio"].writes.num_codes
-    codes = with_words(np.arange(6)[:, None], [0, 3, 5], [[first + 4], [first + 9], [first + 4]])
+    codes = with_words(np.arange(6)[:, None], [0, 3, 5], [first + 4, first + 9, first + 4])
     text, *more = [plain.write([Part("a cat sat")])[-1], Part("b")]
     behind, beside = (
         pack([gpt.write([Part("a cat sat"), Part(tone(), True, some), *more])], {}).position_BT3[0].tolist()
@@ -117,10 +117,15 @@ def test_what_stands_beside_words_is_drawn_where_it_is_learned(to):
     forward = gpt.forward
     gpt.forward = lambda stream, *rest: (streams.append(stream), forward(stream, *rest))[1]
     (result,) = mmgpt.Engine(gpt).run([mmgpt.Request(["a cat"], to, guidance=2.0, seed=3)])
+    sound = len(gpt.write([result.parts[-1]])[-1])
     for row, parts in enumerate(([Part("a cat")], gpt.ports["audio"].unconditional([Part("a cat")]))):
-        stream = pack([gpt.write([*parts, *result.parts])], {})
-        read = torch.cat([one.position_BT3[row][one.document_BT[row] > 0] for one in streams])
-        assert read.tolist() == stream.position_BT3[0, : len(read)].tolist() and len(read) >= stream.ids_BT.shape[1] - 2
+        written = [Part("") if row and isinstance(part.value, str) else part for part in result.parts]  # words guide what is behind them
+        stream = pack([gpt.write([*parts, *written])], {})
+        read = torch.cat([one.position_BT3[row][one.document_BT[row] > 0] for one in streams if len(one.ids_BT) == 2])
+        whole = stream.position_BT3[0].tolist()
+        unread = len(whole) - len(read) if row == 0 else unread
+        alike = sound - unread if row else len(read)
+        assert read.tolist()[-alike:] == whole[: len(whole) - unread][-alike:] and unread <= 2 and alike > 3
 
 
 def test_a_sound_alone_in_its_piece_stands_beside_what_is_before_it_there():
@@ -218,8 +223,8 @@ def test_what_is_said_are_the_words_of_the_text_before_it():
 def test_words_that_are_no_words_of_the_text_are_refused():
     with pytest.raises(InputError, match=r"codes of words beyond 0\.\.2"):
         FramesLayout(5, Span(10, 10 + 1 + 4 + 3), num_words=3, says={20: (0, 3)})
-    with pytest.raises(InputError, match="of 3 letters: some of them"):
-        FramesLayout(5, Span(10, 10 + 1 + 4 + 3), num_words=3, says={20: (0,)}, spaces=Span(2, 4))
+    with pytest.raises(InputError, match="2 words ahead: use 0 or more, and `says`"):
+        FramesLayout(5, Span(10, 10 + 1 + 4 + 3), num_words=3, ahead=2)
     with pytest.raises(InputError, match="verbatim=True and words=False"):
         SoundConfig(verbatim=True)
     with pytest.raises(InputError, match="letters=True and verbatim=False"):
@@ -228,41 +233,55 @@ def test_words_that_are_no_words_of_the_text_are_refused():
 
 @pytest.mark.parametrize("asked", ["a red apple", "a", "caption: a café cat", "two  spaces"])
 def test_letters_are_those_of_the_text_before_them(asked):
-    """All of them, each word's at once and at its place, however hot it is drawn; and no more frames than can be read."""
+    """All of them, in their order, some ahead, however hot it is drawn; and no more frames than can be read."""
     gpt = any_gpt(quantizers=1, words=True, verbatim=True, letters=True)
     text, layout, frames = gpt.ports["text"].codec, gpt.ports["audio"].writes, gpt.config.audio.frames
     for seed in range(3):
         (result,) = run(gpt, [Request([asked], "audio", mmgpt.Sampling(temperature=5.0), seed=seed)])
         codes = result.codes.flatten()
         spoken = codes < layout.num_codes
-        assert bytes((codes[~spoken] - layout.num_codes).tolist()).decode() == text.lead + asked and 0 < spoken.sum() <= frames
-        ended = np.flatnonzero(~spoken[:-1] & spoken[1:])  # letters before a frame: what follows in the text is a space, or nothing
-        assert all((~spoken[: n + 1]).sum() == (~spoken).sum() or codes[n + 1 :][~spoken[n + 1 :]][0] == layout.num_codes + 32 for n in ended)
+        assert bytes((codes[~spoken] - layout.num_codes).tolist()).decode() == text.lead + asked + "\0" * 6
+        assert not spoken[:6].any() and 0 < spoken.sum() <= frames
         written = layout.write(result.codes, learn=True)
-        assert tuple(written.ids_N) == result.ids
-        letters = (written.ids_N >= layout.hideable.stop) & (written.ids_N != layout.hideable.stop + 32)
-        assert not written.choice_N[letters].any() and written.choice_N[1:][~letters[1:]].all() and not written.choice_N[0]
-        moved = np.maximum((written.ids_N == layout.hideable.stop + 32).cumsum() - 1, 0)
+        assert tuple(written.ids_N) == result.ids and written.choice_N.tolist() == [False] * 7 + [True] * (len(written) - 7)
+        moved = np.maximum((written.ids_N >= layout.hideable.stop).cumsum() - 1, 0)
         assert (written.place_N3[:-1, 1] == moved[:-1]).all() and (written.place_N3[:, 0] == np.arange(len(written))).all()
 
 
+@torch.no_grad()
+def test_the_next_letter_is_as_likely_as_any_is():
+    """Which one it is, is known: whether it comes now is what is drawn."""
+    gpt = any_gpt(quantizers=1, words=True, verbatim=True, letters=True)
+    row = Row(gpt, Request(["a cat"], "audio", mmgpt.Sampling(temperature=1.0)))
+    layout, h_ND = gpt.ports["audio"].writes, torch.randn(3, gpt.decoder.config.width)
+    while row.choice.any_of is None:
+        row.push(row.choice.at(0), 0.0)
+    owed = row.choice.spans[-1]
+    logits_NV = mmgpt.Engine(gpt).scores("audio", row.choice, h_ND)
+    whole_NV = gpt.heads["audio"].logits(h_ND, layout.ids)
+    letters = slice(layout.hideable.stop - layout.ids.start, None)
+    assert len(owed) == 1 and gap(logits_NV[:, -1], whole_NV[:, letters].logsumexp(-1)) < 1e-5
+    assert gap(logits_NV[:, : layout.num_codes], whole_NV[:, 1 : 1 + layout.num_codes]) < 1e-5
+
+
 def test_words_are_spelled_as_their_text_is():
-    """Every id's letters are the bytes that it writes, also of a part of a character; words begin with their space."""
+    """Every id's letters are the bytes that it writes, also of a part of a character."""
     gpt = any_gpt(quantizers=1, words=True, verbatim=True, letters=True)
     codec = gpt.ports["text"].codec
     for asked in ("a red apple", "café über naïve", "日本 🍎!", "\n\ttabs"):
         ids = codec.encode(asked)
         assert b"".join(codec.letters(id) for id in ids.tolist()).decode() == codec.written(ids)
-        words, codes = words_of(gpt, asked)
-        assert "".join(words) == codec.written(ids) and [bytes(some).decode() for some in codes] == words
-        assert all(word.startswith(" ") and " " not in word[1:] for word in words[1:])
-    assert words_of(any_gpt(quantizers=1, words=True), "a cat")[1] == [[id] for id in codec.encode("a cat").tolist()]
+        letters, codes = words_of(gpt, asked)
+        assert bytes(codes).decode() == codec.written(ids) + "\0" * 6 and len(letters) == len(codes) - 6
+        assert all(letter == (chr(code) if code < 128 else "") for letter, code in zip(letters, codes[:-6], strict=True))
+    assert words_of(any_gpt(quantizers=1, words=True), "a cat")[1] == codec.encode("a cat").tolist()
+    assert with_words(np.array([[5], [6], [7]]), [0, 2], [90, 91, 89], 1).flatten().tolist() == [90, 91, 5, 6, 89, 7]
 
 
 def test_words_among_frames_are_never_hidden():
     gpt = any_gpt(quantizers=1, words=True)
     layout = gpt.ports["audio"].writes
-    codes = with_words(np.arange(9)[:, None], [0, 4, 9], [[layout.num_codes + n] for n in (5, 6, 7)])
+    codes = with_words(np.arange(9)[:, None], [0, 4, 9], [layout.num_codes + n for n in (5, 6, 7)])
     stream = pack([gpt.write([Part("a cat"), Part(tone(), True, codes)])] * 20, gpt.spans)
     gone = hidden(stream, {"audio": layout.hideable}, gpt.begin, 1.0, torch.Generator().manual_seed(0)).ids_BT
     words = stream.ids_BT >= layout.hideable.stop

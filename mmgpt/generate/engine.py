@@ -339,7 +339,9 @@ class Engine:
         found = []
         for span in choice.spans:
             owners = [owner for owner in (name, *self.gpt.heads) if span.start in self.gpt.heads[owner].ids]
-            found.append(self.advance.scores((owners or [name])[0], span, h_ND))
+            whole = choice.any_of if choice.any_of and span.start in choice.any_of else None
+            logits_NV = self.advance.scores((owners or [name])[0], whole or span, h_ND)
+            found.append(logits_NV.float().logsumexp(-1, keepdim=True).to(logits_NV.dtype) if whole else logits_NV)
         return (found[0] if len(found) == 1 else torch.cat(found, -1)).float()
 
 

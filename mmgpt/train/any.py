@@ -131,25 +131,24 @@ def speech_codes(gpt: GPT, rows: Sequence[Speech], voice: str | None) -> list[np
     return [next(found) if row.voice == voice else np.zeros((0, 1), np.int64) for row in rows]
 
 
-def with_words(codes: Int[np.ndarray, "T 1"], starts: Sequence[int], words: Sequence[Sequence[int]]) -> Int[np.ndarray, "N 1"]:
-    """The codes of a sound with its words (of one code or several) among them, each before the frame with which it begins.
+def with_words(codes: Int[np.ndarray, "T 1"], starts: Sequence[int], words: Sequence[int], ahead: int = 0) -> Int[np.ndarray, "N 1"]:
+    """The codes of a sound with its words (codes of their own) among them, each before the frame with which it begins, or the one so many `ahead`
+    of it does. The last so many words are none, they have no frames.
 
-    example: codes 5 6 7, starts 0 2, words (90,) (91, 92)    90 5 6 91 92 7
+    example: codes 5 6 7, starts 0 2, words 90 91            90 5 6 91 7
+             the same, words 90 91 89 of which one ahead     90 91 5 6 89 7
     """
-    places = [start for start, word in zip(starts, words, strict=True) for _ in word]
-    return np.insert(codes[:, 0], places, [code for word in words for code in word])[:, None]
+    return np.insert(codes[:, 0], [*[0] * ahead, *starts], list(words))[:, None]
 
 
-def words_of(gpt: GPT, text: str) -> tuple[list[str], list[list[int]]]:
-    """What a text is written with among frames, and the codes of each: the pieces of its ids, or its words letter by letter."""
+def words_of(gpt: GPT, text: str) -> tuple[list[str], list[int]]:
+    """What a text is written with among frames, and its codes: the pieces of its ids, or its letters (bytes) and the code 0 for those ahead."""
     layout, codec = gpt.ports["audio"].writes, gpt.ports["text"].codec
     ids = codec.encode(text)
-    if layout.spaces is None:
-        return [codec.written(ids[n : n + 1]) for n in range(len(ids))], [[id] for id in ids.tolist()]
+    if not layout.ahead:
+        return [codec.written(ids[n : n + 1]) for n in range(len(ids))], ids.tolist()
     letters = [code for id in ids.tolist() for code in codec.letters(id)]
-    starts = [n for n, code in enumerate(letters) if n == 0 or code in layout.spaces]
-    words = [letters[start:stop] for start, stop in zip(starts, [*starts[1:], None], strict=True)]
-    return [bytes(word).decode() for word in words], words
+    return [bytes([code]).decode("ascii", "ignore") for code in letters], [*letters, *[0] * layout.ahead]
 
 
 def spelled(gpt: GPT, ears, rows: Sequence[Speech], codes: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -178,7 +177,7 @@ def spelled(gpt: GPT, ears, rows: Sequence[Speech], codes: Sequence[np.ndarray])
     for n, (_, some), places in zip(short, words, coded(ears, stored, aligned, "words"), strict=True):
         *starts, count = places.tolist()
         frames = [min(start * len(codes[n]) // count, len(codes[n])) for start in starts]
-        found[n] = with_words(codes[n], frames, [[layout.num_codes + code for code in word] for word in some])
+        found[n] = with_words(codes[n], frames, [layout.num_codes + code for code in some], layout.ahead)
     return found
 
 

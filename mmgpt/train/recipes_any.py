@@ -198,7 +198,7 @@ def shaped(options: AnyOptions, words: Words, ears) -> GPT:
         model.encoders["audio"].load_state_dict(ears.encoder.state_dict())
     if model.config.audio.words and not (had and had.words and had.letters == model.config.audio.letters):
         speech, text, codec = model.ports["audio"].writes, model.ports["text"].writes.ids, model.ports["text"].codec
-        said = [codec.letters(id) if speech.spaces else (id,) for id in range(codec.num_codes)]
+        said = [codec.letters(id) if speech.ahead else (id,) for id in range(codec.num_codes)]
         with torch.no_grad():  # a word among frames begins as what it is in a text
             for id, codes in enumerate(said):
                 if len(codes) == 1:

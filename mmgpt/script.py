@@ -35,10 +35,12 @@ class Span:
 @dataclass(frozen=True)
 class Choice:
     """What may come next: any id of these spans. A single id is forced and needs no head. One of the ids `any_of` among them scores as all of those
-    together: which one it would be is known."""
+    together: which one it would be is known. The ids `steers` say how a segment goes on, and are drawn as often as they are likely, however coldly
+    the others are drawn, which are many and each of them unlikely."""
 
     spans: tuple[Span, ...]
     any_of: Span | None = None
+    steers: tuple[int, ...] = ()
 
     @property
     def forced(self) -> int | None:
@@ -191,13 +193,16 @@ class Automaton:
         left = self.owed[self.moved + 1 :]
         spans = [part for span in choice_of(first, last, hole).spans for part in without(span, self.script.moves)]
         if not left:
-            return Choice(tuple(spans))
+            stops = self.script.stops
+            for stop in stops:
+                spans = [part for span in spans for part in without(span, Span(stop, stop + 1))]
+            return Choice((*spans, *[Span(stop, stop + 1) for stop in stops]), steers=stops)
         owed = Span(left[0], left[0] + 1)
         if self.moved + 1 < self.script.ahead or self.script.open_N[self.length :].sum() <= len(left):
             return Choice((owed,))
         for stop in self.script.stops:
             spans = [part for span in spans for part in without(span, Span(stop, stop + 1))]
-        return Choice((*spans, owed), self.script.moves)
+        return Choice((*spans, owed), self.script.moves, (owed.start,))
 
     def push(self, id: int) -> None:
         choice = self.next()

@@ -19,6 +19,7 @@ from mmgpt.errors import CheckpointError, InputError
 from mmgpt.generate.engine import Request, run
 from mmgpt.generate.request import Chunk, Preview
 from mmgpt.generate.row import Row
+from mmgpt.generate.sampling import steered
 from mmgpt.hub import load
 from mmgpt.layout import FramesLayout
 from mmgpt.native import NativeConfig, SoundConfig, VideoConfig, build_from, save
@@ -262,6 +263,34 @@ def test_the_next_letter_is_as_likely_as_any_is():
     letters = slice(layout.hideable.stop - layout.ids.start, None)
     assert len(owed) == 1 and gap(logits_NV[:, -1], whole_NV[:, letters].logsumexp(-1)) < 1e-5
     assert gap(logits_NV[:, : layout.num_codes], whole_NV[:, 1 : 1 + layout.num_codes]) < 1e-5
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.2, 1.0, 3.0])
+def test_when_a_word_comes_does_not_hang_on_how_coldly_frames_are_drawn(temperature):
+    """One id against hundreds: cold, it came before its time. The same for the end; frames among themselves are drawn as ever."""
+    logits_RV = torch.randn(5, 40, generator=torch.Generator().manual_seed(0)) * 2
+    logits_RV[0, 7] = 12
+    p_RV, q_RV = logits_RV.softmax(-1), steered(logits_RV, [7, 30], temperature)
+    if temperature == 0:
+        rest = [n for n in range(40) if n not in (7, 30)]
+        wanted = [max((7, 30), key=lambda n: p_V[n]) if max(p_V[7], p_V[30]) > p_V[rest].sum() else rest[int(p_V[rest].argmax())] for p_V in p_RV]
+        assert q_RV.argmax(-1).tolist() == wanted and wanted[0] == 7 and set(wanted) - {7, 30}
+        return
+    q_RV = (q_RV / temperature).softmax(-1)
+    cold_RV = (logits_RV / temperature).index_fill(1, torch.tensor([7, 30]), -torch.inf).softmax(-1)
+    assert gap(q_RV[:, [7, 30]], p_RV[:, [7, 30]]) < 1e-6
+    assert gap(q_RV.index_fill(1, torch.tensor([7, 30]), 0.0), cold_RV * (1 - p_RV[:, [7, 30]].sum(-1, keepdim=True))) < 1e-6
+
+
+def test_owed_words_and_the_end_behind_them_steer():
+    gpt = any_gpt(quantizers=1, words=True, verbatim=True)
+    layout = gpt.ports["audio"].writes
+    walk = Automaton([layout.script((20, 1, 1))], [layout.hideable.stop + 3])
+    walk.push(layout.begin)
+    assert walk.next().steers == (layout.hideable.stop + 3,) and layout.end not in walk.next()
+    walk.push(layout.hideable.stop + 3)
+    walk.push(layout.end + 1)
+    assert walk.next().steers == (layout.end,) and walk.next() == walk.next() and layout.end in walk.next()
 
 
 def test_words_are_spelled_as_their_text_is():

@@ -22,7 +22,7 @@ from mmgpt.generate.compiled import Step
 from mmgpt.generate.prefix import Prefixes, cut, key_of, leaders, rest
 from mmgpt.generate.request import Event, Request, Result
 from mmgpt.generate.row import Branch, Row
-from mmgpt.generate.sampling import Sampling, choose, penalised
+from mmgpt.generate.sampling import Sampling, choose, penalised, steered
 from mmgpt.generate.stretch import kind, steps, take
 from mmgpt.model import evaluating
 from mmgpt.pack import Document, lay, length
@@ -332,6 +332,8 @@ class Engine:
             logits_RV = guidance.mix(logits_NV.unflatten(0, (len(some), used)), [len(row.ids) / len(row.automaton.script) for row in some])
             if sampling.looks_back or sampling.bias:
                 logits_RV = torch.stack([changed(row, choice, logits_V) for row, logits_V in zip(some, logits_RV, strict=True)])
+            if choice.steers:
+                logits_RV = steered(logits_RV, [index for id in choice.steers if (index := choice.index(id)) is not None], sampling.temperature)
             pick(choice, sampling, some, logits_RV)
 
     def scores(self, name: str, choice: Choice, h_ND: Tensor) -> Tensor:

@@ -90,3 +90,16 @@ def filtered(logits_RV: Float[Tensor, "R V"], sampling: Sampling) -> Float[Tenso
     keep_RV &= probability_RV.cumsum(-1) - probability_RV < sampling.top_p
     keep_RV &= probability_RV >= sampling.min_p * probability_RV[:, :1]
     return logits_RV.masked_fill(~torch.empty_like(keep_RV).scatter_(-1, order_RV, keep_RV), -torch.inf)
+
+
+def steered(logits_RV: Float[Tensor, "R V"], steers: Sequence[int], temperature: float) -> Float[Tensor, "R V"]:
+    """Scores of which the columns `steers` are drawn at `temperature` as often as at 1, and all others together too: which of those it is, is drawn
+    at `temperature`. At 0 a steer is taken where it is likelier than all others together."""
+    is_steer_V = torch.zeros(logits_RV.shape[1], dtype=torch.bool, device=logits_RV.device)
+    is_steer_V[list(steers)] = True
+    others_RV = logits_RV.masked_fill(is_steer_V, -torch.inf)
+    whole_R1 = others_RV.logsumexp(-1, keepdim=True)
+    if temperature == 0:
+        return torch.where(is_steer_V, logits_RV, logits_RV - others_RV.amax(-1, keepdim=True) + whole_R1)
+    cold_R1 = (others_RV / temperature).logsumexp(-1, keepdim=True)
+    return torch.where(is_steer_V, logits_RV * temperature, logits_RV + temperature * (whole_R1 - cold_R1))

@@ -16,6 +16,7 @@ import mmgpt
 from mmgpt.data.fill import pieces
 from mmgpt.decoders.audio_codec import AudioCodec
 from mmgpt.errors import CheckpointError, InputError
+from mmgpt.generate import engine
 from mmgpt.generate.engine import Request, run
 from mmgpt.generate.request import Chunk, Preview
 from mmgpt.generate.row import Row
@@ -250,10 +251,10 @@ def test_letters_are_those_of_the_text_before_them(asked):
 
 
 @torch.no_grad()
-def test_the_next_letter_is_as_likely_as_any_is():
-    """Which one it is, is known: whether it comes now is what is drawn."""
+def test_the_next_letter_is_as_likely_as_any_is(monkeypatch):
+    """Which one it is, is known: whether it comes now is what is drawn, at any temperature."""
     gpt = any_gpt(quantizers=1, words=True, verbatim=True, letters=True)
-    row = Row(gpt, Request(["a cat"], "audio", mmgpt.Sampling(temperature=1.0)))
+    row = Row(gpt, Request(["a cat"], "audio", mmgpt.Sampling(temperature=0.2)))
     layout, h_ND = gpt.ports["audio"].writes, torch.randn(3, gpt.decoder.config.width)
     while row.choice.any_of is None:
         row.push(row.choice.at(0), 0.0)
@@ -263,6 +264,10 @@ def test_the_next_letter_is_as_likely_as_any_is():
     letters = slice(layout.hideable.stop - layout.ids.start, None)
     assert len(owed) == 1 and gap(logits_NV[:, -1], whole_NV[:, letters].logsumexp(-1)) < 1e-5
     assert gap(logits_NV[:, : layout.num_codes], whole_NV[:, 1 : 1 + layout.num_codes]) < 1e-5
+    drawn = []
+    monkeypatch.setattr(engine, "pick", lambda choice, sampling, rows, logits_RV: drawn.append(logits_RV))
+    mmgpt.Engine(gpt).draw([row], h_ND[:1])
+    assert gap((drawn[0] / 0.2).softmax(-1)[:, -1], logits_NV[:1].softmax(-1)[:, -1]) < 1e-6
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.2, 1.0, 3.0])

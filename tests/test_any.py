@@ -265,7 +265,7 @@ def test_the_next_letter_is_as_likely_as_any_is(monkeypatch):
     assert len(owed) == 1 and gap(logits_NV[:, -1], whole_NV[:, letters].logsumexp(-1)) < 1e-5
     assert gap(logits_NV[:, : layout.num_codes], whole_NV[:, 1 : 1 + layout.num_codes]) < 1e-5
     drawn = []
-    monkeypatch.setattr(engine, "pick", lambda choice, sampling, rows, logits_RV: drawn.append(logits_RV))
+    monkeypatch.setattr(engine, "choose", lambda logits_RV, *_: (drawn.append(logits_RV), logits_RV.argmax(-1))[1])
     mmgpt.Engine(gpt).draw([row], h_ND[:1])
     assert gap((drawn[0] / 0.2).softmax(-1)[:, -1], logits_NV[:1].softmax(-1)[:, -1]) < 1e-6
 

@@ -332,8 +332,6 @@ class Engine:
             logits_RV = guidance.mix(logits_NV.unflatten(0, (len(some), used)), [len(row.ids) / len(row.automaton.script) for row in some])
             if sampling.looks_back or sampling.bias:
                 logits_RV = torch.stack([changed(row, choice, logits_V) for row, logits_V in zip(some, logits_RV, strict=True)])
-            if choice.steers:
-                logits_RV = steered(logits_RV, [index for id in choice.steers if (index := choice.index(id)) is not None], sampling.temperature)
             pick(choice, sampling, some, logits_RV)
 
     def scores(self, name: str, choice: Choice, h_ND: Tensor) -> Tensor:
@@ -360,7 +358,9 @@ def changed(row: Row, choice: Choice, logits_V: Tensor) -> Tensor:
 
 def pick(choice: Choice, sampling: Sampling, rows: Sequence[Row], logits_RV: Tensor) -> None:
     """Draws an id for each of the rows; a row whose scores are damaged, or whose result has no value, ends with an error."""
-    index_R = choose(logits_RV, sampling, [row.generator for row in rows]).to(logits_RV.device)
+    steers = [index for id in choice.steers if (index := choice.index(id)) is not None]
+    drawn_RV = steered(logits_RV, steers, sampling.temperature) if steers else logits_RV
+    index_R = choose(drawn_RV, sampling, [row.generator for row in rows]).to(logits_RV.device)
     found = logits_RV.log_softmax(-1).gather(-1, index_R[:, None])[:, 0].tolist()
     for n, (row, index, log_probability) in enumerate(zip(rows, index_R.tolist(), found, strict=True)):
         if isnan(log_probability):  # as it is if one score is NaN or infinite, or none is finite

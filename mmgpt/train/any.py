@@ -50,9 +50,11 @@ def sketch_direction(task: GPTTask, listening: Direction, rows: Sequence[Speech]
     """Names that are heard and written down, and then drawn: what is drawn follows words, whatever came before them. A share `drop` is drawn
     behind empty words, which is what guidance compares with."""
     named: dict[str, list[int]] = {}
-    for n, item in enumerate(task.items):
-        named.setdefault(letters_of(item.captions[0][1]), []).append(n)
-    drawable_N = torch.tensor([float(letters_of(row.text) in named) for row in rows], dtype=torch.double)
+    for n in task.weight_N.nonzero()[:, 0].tolist():
+        named.setdefault(letters_of(task.items[n].captions[0][1]), []).append(n)
+    weight_N = listening.weight_N * torch.tensor([float(letters_of(row.text) in named) for row in rows], dtype=torch.double)
+    if not weight_N.any():
+        raise TrainingError(f"0 of {len(rows)} clips say the name of one of {len(named)} things that are drawn: use sketches=0")
 
     def sketch(item: int, generator: torch.Generator) -> Document:
         same = named[letters_of(rows[item].text)]
@@ -62,7 +64,7 @@ def sketch_direction(task: GPTTask, listening: Direction, rows: Sequence[Speech]
             words = task.model.write([Part(""), Part("")])[1:]
         return [begin, heard, *words, task.model.ports["image"].writes.write(task.codes[drawn], learn=True)]
 
-    return Direction("sketch", count, listening.weight_N * drawable_N, sketch)
+    return Direction("sketch", count, weight_N, sketch)
 
 
 def letters_of(words: str) -> str:

@@ -135,6 +135,8 @@ def any_to_any(options: AnyOptions, settings: Settings, words: Words) -> Job:
     from mmgpt.train.ears import load_ears
     from mmgpt.train.mix import MixTask
 
+    if options.sketches and not (options.draws and options.transcribes):
+        raise TrainingError(f"sketches={options.sketches}, draws={options.draws}, transcribes={options.transcribes}: use 1 or more of each")
     torch.manual_seed(settings.seed)
     ears = load_ears(options.ears) if options.ears else None
     model = shaped(options, words, ears)
@@ -149,8 +151,6 @@ def any_to_any(options: AnyOptions, settings: Settings, words: Words) -> Job:
     spoken, rows = speech_part(model, options, aligner)
     named = [*(picture_directions(pictures) if pictures else []), *spoken]
     if options.sketches:
-        if not options.draws or not options.transcribes:
-            raise TrainingError(f"sketches={options.sketches}, draws={options.draws}, transcribes={options.transcribes}: use 1 or more of each")
         named.append(sketch_direction(pictures, spoken[0], rows, options.sketches, options.drop))
     drawn = {(row.label, row.style): codes for row, codes in zip(chosen, pictures.codes, strict=True) if not row.skin} if options.draws else None
     directions = [*named, *clip_part(model, options, chosen, drawn)]

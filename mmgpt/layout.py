@@ -4,7 +4,7 @@ codes, or an encoder's vectors -> slots; ids of slots -> codes. `TextLayout`, `C
 `VectorsLayout` (all that is only read); `SpritesLayout` (video) is in `mmgpt.decoders.sprite_layout`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from math import prod
@@ -177,12 +177,12 @@ class FramesLayout(WrittenLayout):
     Words among the frames say which one is being said, and whoever writes them need not find it out (inner monologue: Défossez et al., 2024,
     arXiv:2410.00037; before the frames of each: Song et al., 2024, arXiv:2401.07333). They are codes of their own, behind the codec's. On the second
     axis they begin where the segment before does, the text where speech is asked for, and each stands, with its frames, beside its like there: what
-    is said next always lies one place further. `says`: the words' codes for each id of a text; of a text before it all words are said, and no others.
+    is said next always lies one place further. `says`: the words' codes for the ids of a text; of a text before it all words are said, and no others.
 
     begin  c a  t a a  . a  . a a  end    with `ahead` (2 here) each letter of "cat" stands where the one so many before it is heard
 
-    What a text writes with one id of its own has to be known by heart to be said; letters do not, if some that follow are known too. The last ones
-    have none to come with them, there code 0 stands. At most `most` frames stand beside them (0: whatever there is room for).
+    What a text writes with one id of its own has to be known by heart to be said; letters and phones do not, if some that follow are known too.
+    The last ones have none to come with them, there code 0 stands. At most `most` frames stand beside them (0: whatever there is room for).
 
     Every code has a slot of its own. A frame's later codes are drawn knowing its first, as by a depth predictor (Lee et al., 2022,
     arXiv:2203.01941), but by the decoder itself; none is drawn blindly, as in a delay pattern (Copet et al., 2023, arXiv:2306.05284).
@@ -192,7 +192,7 @@ class FramesLayout(WrittenLayout):
     ids: Span
     quantizers: int = 1
     num_words: int = 0
-    says: Mapping[int, tuple[int, ...]] | None = field(default=None, hash=False)
+    says: Callable[[Sequence[int]], Sequence[int]] | None = field(default=None, hash=False)
     ahead: int = 0
     most: int = 0
 
@@ -205,8 +205,6 @@ class FramesLayout(WrittenLayout):
             raise InputError(f"{self.num_words} words among frames of {self.quantizers} codes: words need frames of one code")
         if self.ahead < 0 or self.ahead and self.says is None:
             raise InputError(f"{self.ahead} words ahead: use 0 or more, and `says`, the words of a text")
-        if any(not 0 <= code < self.num_words for said in (self.says or {}).values() for code in said):
-            raise InputError(f"a text is said in codes of words beyond 0..{self.num_words - 1}: use those alone")
 
     @property
     def end(self) -> int:
@@ -243,7 +241,10 @@ class FramesLayout(WrittenLayout):
     def owed(self, before: Sequence[Written]) -> Sequence[int] | None:
         if self.says is None or not before:
             return None
-        said = [self.hideable.stop + code for id in before[-1].ids_N.tolist() for code in self.says.get(id, ())]
+        codes = self.says(before[-1].ids_N.tolist())
+        if any(not 0 <= code < self.num_words for code in codes):
+            raise InputError(f"a text is said in codes of words beyond 0..{self.num_words - 1}: use those alone")
+        said = [self.hideable.stop + code for code in codes]
         return [*said, *[self.hideable.stop] * self.ahead] if said else None
 
     def room(self, grid: Grid, owed: Sequence[int] | None) -> Grid:

@@ -14,10 +14,11 @@ video, written     begin  codes of all frames    end     (causal: a frame reads 
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,6 +31,7 @@ from mmgpt.decoders.transformer import DecoderConfig
 from mmgpt.decoders.video_codec import VideoCodec
 from mmgpt.encoders.audio import FrameEncoder, MelEncoder
 from mmgpt.encoders.image import TOWERS, square_encoder
+from mmgpt.encoders.spelling import LETTERS, Spelling
 from mmgpt.encoders.text import TextCodec
 from mmgpt.encoders.video import VideoEncoder
 from mmgpt.encoders.whisper import WhisperEncoder
@@ -44,7 +46,7 @@ from mmgpt.types import Audio, Video
 SOUND_ENCODERS = {"mel": MelEncoder, "frames": FrameEncoder, "whisper": WhisperEncoder}
 LAYERED = ("mel", "whisper")  # those that have `blocks`
 VIDEO_CODECS = ("frames", "sprites")
-AHEAD = 6  # letters that are known before they are said
+PRONUNCIATION = "pronunciation.txt"
 MAX_SIDE = 4096  # pixels of a picture's side, as much as any picture may have that is opened
 
 
@@ -53,7 +55,8 @@ class SoundConfig:
     """How sound is read, by a `mel`, a `whisper` (of so many `blocks` both) or a `frames` encoder, and written, by the codec; up to `seconds`.
     `words` among its frames: see `FramesLayout`. They are learned where codes come with them (`mmgpt.train.any.spelled`), not from sound alone.
     With `verbatim` they are those of the text before the sound, all of them and no others: what is asked for is what is said. With `letters` these
-    are single letters (UTF-8), some ahead: how a word is spelled says how it sounds, even where the text has one id for all of it."""
+    are single letters (UTF-8), or `phones` where the model's lexicon has a word (`mmgpt.encoders.spelling`), so many `ahead` of what is heard: how a
+    word is said need not be known by heart, even where the text has one id for all of it."""
 
     codec: AudioCodecConfig = field(default_factory=AudioCodecConfig)
     encoder: str = "mel"
@@ -64,8 +67,12 @@ class SoundConfig:
     words: bool = False
     verbatim: bool = False
     letters: bool = False
+    phones: tuple = ()
+    ahead: int = 6
 
     def __post_init__(self):
+        if self.phones and not self.letters or not 1 <= self.ahead <= 100:
+            raise InputError(f"{len(self.phones)} phones, letters={self.letters}, ahead={self.ahead}: phones need letters=True, use 1 to 100 ahead")
         if self.letters and not self.verbatim:
             raise InputError("letters=True and verbatim=False: the letters among the frames are those of the text, use verbatim=True and words=True")
         if self.verbatim and not self.words:
@@ -159,13 +166,30 @@ class Ids:
         return Span(self.used - count, self.used)
 
 
-def build(config: NativeConfig, text: TextCodec, codec: ImageCodec, sound: AudioCodec | None = None) -> GPT:
+@dataclass(frozen=True)
+class Said:
+    """The ids of a text -> the codes of the words with which it is said: its own, or those of its spelling."""
+
+    text: Span
+    codec: TextCodec
+    spelling: Spelling | None = None
+
+    def __call__(self, ids: Sequence[int]) -> list[int]:
+        codes = [id - self.text.start for id in ids if id in self.text]
+        return self.spelling.codes(self.codec.decode(np.array(codes, np.int64))) if self.spelling else codes
+
+
+def build(config: NativeConfig, text: TextCodec, codec: ImageCodec, sound: AudioCodec | None = None, spelling: Spelling | None = None) -> GPT:
     if text.num_codes > config.num_text or codec.config != config.codec:
         raise InputError(
             f"{text.num_codes} text ids for num_text={config.num_text}, {codec.config} for {config.codec}: use the codecs of this config"
         )
     if (config.audio and sound and sound.config) != (config.audio and config.audio.codec):
         raise InputError(f"a sound codec of {sound and sound.config} for {config.audio and config.audio.codec}: use the codec of this config")
+    if config.audio and config.audio.letters:
+        spelling = spelling or Spelling(config.audio.phones)
+        if spelling.phones != config.audio.phones:
+            raise InputError(f"a pronunciation with {len(spelling.phones)} phones for {len(config.audio.phones)}: use that of this config")
     ids = Ids()
     words = ids.take(config.num_text + 1)  # END is the last of them: a head that writes text also ends it
     begin, open_picture, close_picture = (ids.take().start for _ in range(3))
@@ -189,7 +213,7 @@ def build(config: NativeConfig, text: TextCodec, codec: ImageCodec, sound: Audio
     else:
         shown = codes
     if config.audio:
-        ports["audio"] = sound_port(config.audio, sound, config.decoder.width, ids, Span(words.start, words.stop - 1), text)
+        ports["audio"] = sound_port(config.audio, sound, config.decoder.width, ids, Said(Span(words.start, words.stop - 1), text, spelling))
     if config.video:
         ports["video"] = video_port(config.video, codec, ports["image"], shown, ids)
     model = GPT(config.decoder, ports, ids.used, begin, config.max_length)
@@ -197,11 +221,11 @@ def build(config: NativeConfig, text: TextCodec, codec: ImageCodec, sound: Audio
     return model
 
 
-def sound_port(config: SoundConfig, codec: AudioCodec, width: int, ids: Ids, text: Span, spelling: TextCodec) -> Port:
+def sound_port(config: SoundConfig, codec: AudioCodec, width: int, ids: Ids, said: Said) -> Port:
     opened, closed = (ids.take().start for _ in range(2))
-    quantizers, num_words = config.codec.quantizers, (256 if config.letters else len(text)) if config.words else 0
-    says = {text.start + n: tuple(spelling.letters(n)) if config.letters else (n,) for n in range(len(text))} if config.verbatim else None
-    letters = {"ahead": AHEAD, "most": config.frames} if config.letters else {}
+    quantizers, num_words = config.codec.quantizers, (LETTERS + len(config.phones) if config.letters else len(said.text)) if config.words else 0
+    says = (said if config.letters else replace(said, spelling=None)) if config.verbatim else None
+    letters = {"ahead": config.ahead, "most": config.frames} if config.letters else {}
     return Port(
         Audio,
         SOUND_ENCODERS[config.encoder](width, max_seconds=config.seconds, **({"blocks": config.blocks} if config.encoder in LAYERED else {})),
@@ -238,11 +262,12 @@ def video_port(config: VideoConfig, codec: ImageCodec, image: Port, codes: Span,
     )
 
 
-def build_from(model: GPT, config: NativeConfig, sound: AudioCodec | None = None) -> GPT:
+def build_from(model: GPT, config: NativeConfig, sound: AudioCodec | None = None, spelling: Spelling | None = None) -> GPT:
     """A model of another config with all weights that both have: what the config adds is new. Ids keep their vectors wherever they stand now."""
+    spelling = spelling or spelling_of(model)
     if sound is None and "audio" in model.ports:
         sound = model.ports["audio"].codec.codec
-    made = build(config, model.ports["text"].codec, model.codecs["image"].codec, sound)
+    made = build(config, model.ports["text"].codec, model.codecs["image"].codec, sound, spelling)
     known, found = made.state_dict(), model.state_dict()
     kept = {name: t for name, t in found.items() if name in known and known[name].shape == t.shape}
     old, new = spans_of(model), spans_of(made)
@@ -252,6 +277,12 @@ def build_from(model: GPT, config: NativeConfig, sound: AudioCodec | None = None
         kept["table.weight"][new[name].start :][:count] = found["table.weight"][old[name].start :][:count]
     made.load_state_dict(kept, strict=False)
     return made
+
+
+def spelling_of(model: GPT) -> Spelling | None:
+    """How a model's words are said, where letters or phones stand among its frames."""
+    says = model.ports["audio"].writes.says if "audio" in model.ports else None
+    return says.spelling if isinstance(says, Said) else None
 
 
 def spans_of(model: GPT) -> dict[str, Span]:
@@ -286,6 +317,8 @@ def save(
     kept = {name: t.to(dtype) if dtype and t.is_floating_point() and not name.endswith(STEP) else t for name, t in kept.items()}
     tensors = {"model.safetensors": kept}
     texts = {"config.json": json.dumps({"kind": "native", **asdict(model.config)}, indent=1), "tokenizer.json": model.ports["text"].codec.text()}
+    if spelling := spelling_of(model):
+        texts[PRONUNCIATION] = spelling.text()
     return write_folder(folder, tensors, texts | ({"README.md": card} if card else {}))
 
 
@@ -297,8 +330,9 @@ def load(folder: str | Path, device: torch.device | str = "cpu") -> GPT:
             raise CheckpointError(f"{folder} has no {name}: it is no model; pass the folder of a finished model")
     config = config_from(parsed(texts["config.json"], f"{folder}: config.json"), folder)
     text, found = TextCodec.from_text(texts["tokenizer.json"]), tensors.get("model.safetensors", {})
+    spelling = Spelling.from_text(config.audio.phones, texts.get(PRONUNCIATION, "")) if config.audio and config.audio.letters else None
     fit(config, text, without_steps(found), folder)
-    model = build(config, text, *codecs_of(config))
+    model = build(config, text, *codecs_of(config), spelling)
     load_exactly(model, restored(found, str(folder)), folder)
     return model.to(device).eval()
 

@@ -3,16 +3,19 @@
     python tools/build_speech.py speech --emoji emoji.parquet     # speech/speech-000.parquet ..., 49,000 clips, an hour on one core
     python tools/build_speech.py --fixture                        # only tests/data/speech6.parquet
 
-Needs `pip install hibari-tts==0.2.1 onnxruntime==1.32.0 scipy==1.17.1 soundfile==0.14.0` and Debian's `flite` 2.2-5 and `wordnet-base` 1:3.0-37.
+Needs `pip install hibari-tts==0.2.1 onnx==1.23.2 onnxruntime==1.32.0 scipy==1.17.1 soundfile==0.14.0` and Debian's `flite` 2.2-5 and
+`wordnet-base` 1:3.0-37.
 Licences: hibari-tts Apache-2.0 (its voice is distilled from Kokoro-82M, Apache-2.0); flite and its voices slt, awb, rms, kal16 under CMU's
 BSD-like licence; WordNet 3.0 under Princeton's licence (free use with its notice). Emoji names: Unicode CLDR.
 
 Every clip is 16 kHz mono FLAC, 80 ms of silence at either end at most. `text` has the words as spoken, lower case, no marks but the
-apostrophe within a word. Sources: "name" (an emoji's name, `label` is its row in emoji.parquet), "sentence" (an example of WordNet's),
-"prose" (a definition of WordNet's), "chain" (drawn from the trigrams of the examples: English in small, not in large). All but names use the
-1,000 most frequent words of the examples; "example" is any other example, with any words, by the first voice, behind all the others.
-Split "test": 300 sentences that no voice of the training split speaks and no training text contains, and everything that the voice `rms`
-says. Shards are the same mix up to the examples, and those that exist are left as they are.
+apostrophe within a word. Of the voice that hibari-tts has, `phones` are the speech sounds it said (a stressed vowel has the mark before it,
+" " stands between words) and `begins` when each begins, in seconds: the network's own durations. Sources: "name" (an emoji's name, `label`
+is its row in emoji.parquet), "sentence" (an example of WordNet's), "prose" (a definition of WordNet's), "chain" (drawn from the trigrams of
+the examples: English in small, not in large). All but names use the 1,000 most frequent words of the examples; "example" is any other
+example, with any words, by the first voice, behind all the others. Split "test": 300 sentences that no voice of the training split speaks
+and no training text contains, and everything that the voice `rms` says. Shards are the same mix up to the examples, and those that exist
+are left as they are.
 """
 
 import argparse
@@ -42,7 +45,9 @@ RATE = 16000
 SHARD = 1000  # clips
 NUM_WORDS, NUM_CHAINS, NUM_TEST, NUM_SPOKEN, NUM_EXAMPLES = 1000, 9000, 300, 500, 24_000  # NUM_SPOKEN: sentences of each voice but the first
 FIRST, OTHERS, LEFT_OUT = "heart", ("slt", "awb", "kal16"), "rms"
-PACKAGES = "pip install hibari-tts==0.2.1 onnxruntime==1.32.0 scipy==1.17.1 soundfile==0.14.0"
+STRESS, WEAK, PAUSES = "ˈ", "ˌ", ' .,;:!?—…"()“”'
+DURATIONS = "/CumSum_output_0"  # where hibari's network counts up the frames of its phones
+PACKAGES = "pip install hibari-tts==0.2.1 onnx==1.23.2 onnxruntime==1.32.0 scipy==1.17.1 soundfile==0.14.0"
 
 WORD = re.compile(r"[a-z]+(?:'[a-z]+)*", re.IGNORECASE)
 FOREIGN = re.compile(r"[^A-Za-z ',.;:!?-]")  # digits, brackets, accents: not sure how it is spoken
@@ -62,8 +67,12 @@ COLUMNS = ("text", "voice", "source", "split", "label")
 FEATURES = {"audio": {"sampling_rate": RATE, "_type": "Audio"}, "seconds": {"dtype": "float32", "_type": "Value"}} | {
     name: {"dtype": "string", "_type": "Value"} for name in COLUMNS
 }
+LISTS = {"phones": "string", "begins": "float32"}
+FEATURES |= {name: {"feature": {"dtype": kind, "_type": "Value"}, "_type": "Sequence"} for name, kind in LISTS.items()}
 SCHEMA = pa.schema(
-    [("audio", pa.struct([("bytes", pa.binary()), ("path", pa.string())])), ("seconds", pa.float32())] + [(n, pa.string()) for n in COLUMNS],
+    [("audio", pa.struct([("bytes", pa.binary()), ("path", pa.string())])), ("seconds", pa.float32())]
+    + [(n, pa.string()) for n in COLUMNS]
+    + [("phones", pa.list_(pa.string())), ("begins", pa.list_(pa.float32()))],
     metadata={"huggingface": json.dumps({"info": {"features": FEATURES}})},
 )
 
@@ -229,35 +238,83 @@ def shuffled(items: list, seed: str) -> list:
 
 
 class Voices:
-    """A line -> its samples, float32 at 16 kHz; pace and noise follow from voice and words alone."""
+    """A line -> its samples, float32 at 16 kHz, and its phones with the second at which each begins; pace and noise follow from voice and words."""
 
     def __init__(self):
         try:
             import hibari
+            import onnx
             import soundfile
         except ModuleNotFoundError as error:
             sys.exit(f"{error.name} is missing, it is needed to speak or to write FLAC: {PACKAGES}")
         if not shutil.which("flite"):
             sys.exit("flite is missing, it speaks with four of the voices: apt-get install flite")
         self.hibari, self.soundfile = hibari.Hibari(), soundfile
+        self.synth = hibari.dsp.synth
+        network = onnx.load(self.hibari.model_path)
+        if not any(DURATIONS in node.output for node in network.graph.node):
+            sys.exit(f"hibari's network has no {DURATIONS}, by which it counts durations: install hibari-tts 0.2.1")
+        network.graph.output.append(onnx.helper.make_tensor_value_info(DURATIONS, onnx.TensorProto.INT64, None))
+        self.network = onnx_session(network.SerializeToString())
 
-    def speak(self, line: Line) -> np.ndarray:
+    def speak(self, line: Line) -> tuple[np.ndarray, list[tuple[str, float]]]:
         seed = zlib.crc32(f"{line.voice}: {line.said}".encode())
         pace = random.Random(seed).uniform(0.88, 1.14)
-        samples = self.neural(line.said, pace, seed) if line.voice == FIRST else flite(line.said, line.voice, pace)
-        return levelled(trimmed(samples))
+        samples, phones = self.neural(line.said, pace, seed) if line.voice == FIRST else (flite(line.said, line.voice, pace), [])
+        begin, end = trimmed(samples)
+        return levelled(samples[begin:end]), [(phone, max(0.0, second - begin / RATE)) for phone, second in phones]
 
-    def neural(self, said: str, pace: float, seed: int) -> np.ndarray:
+    def neural(self, said: str, pace: float, seed: int) -> tuple[np.ndarray, list[tuple[str, float]]]:
         import torch
         from torchaudio.functional import resample
 
-        samples = self.hibari(said, speed=pace, seed=seed)
-        return resample(torch.from_numpy(samples), self.hibari.sample_rate, RATE, lowpass_filter_width=32).numpy()
+        samples, phones, spoken, rate = [], [], 0, self.hibari.sample_rate
+        generator = np.random.default_rng(seed)
+        for sentence in self.hibari.phonemize(said):
+            known = [c for c in sentence if c in self.hibari.vocab]
+            given = {"ids": np.array([self.hibari.ids(sentence)]), "speed": np.array([pace], np.float32)}
+            *parts, ends = self.network.run(None, given)
+            samples.append(self.synth(*(part[0] for part in parts), generator))
+            ends = ends.reshape(-1)  # of a pause, each mark and a pause, in frames
+            starts = (spoken + ends[: len(known)] * len(samples[-1]) / ends[-1]) / rate
+            phones += [(" ", spoken / rate)] * bool(phones) + phones_of(known, starts.tolist())
+            spoken += len(samples[-1])
+        sound = torch.from_numpy(np.concatenate(samples))
+        return resample(sound, rate, RATE, lowpass_filter_width=32).numpy(), phones
 
     def flac(self, samples: np.ndarray) -> bytes:
         content = io.BytesIO()
         self.soundfile.write(content, samples, RATE, format="FLAC", subtype="PCM_16")
         return content.getvalue()
+
+
+def onnx_session(network: bytes):
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(network, options, providers=["CPUExecutionProvider"])
+
+
+def phones_of(marks: list[str], starts: list[float]) -> list[tuple[str, float]]:
+    """The marks of a sentence and when they begin -> its phones: main stress belongs to the vowel behind it, the weaker one is left out, and
+    whatever parts words is one space.
+
+    example: n ˈ ʌ θ ɪ ŋ    n ˈʌ θ ɪ ŋ
+    """
+    found, waiting = [], []  # marks that belong to what follows
+    for mark, start in zip(marks, starts, strict=True):
+        if mark in (STRESS, WEAK):
+            waiting.append((mark, start))
+        elif mark in PAUSES:
+            if found and found[-1][0] != " ":
+                found.append((" ", start))
+        else:
+            stress = STRESS if any(before == STRESS for before, _ in waiting) else ""
+            found.append((stress + mark, min([start, *(when for _, when in waiting)])))
+            waiting = []
+    return found[:-1] if found and found[-1][0] == " " else found
 
 
 def flite(said: str, voice: str, pace: float) -> np.ndarray:
@@ -272,12 +329,12 @@ def flite(said: str, voice: str, pace: float) -> np.ndarray:
             return np.frombuffer(sound.readframes(sound.getnframes()), "<i2").astype(np.float32) / 32768
 
 
-def trimmed(samples: np.ndarray, quiet: float = 0.01, keep: int = RATE * 80 // 1000) -> np.ndarray:
-    """Cuts what is 40 dB below the loudest 10 ms, but for 80 ms before and behind."""
+def trimmed(samples: np.ndarray, quiet: float = 0.01, keep: int = RATE * 80 // 1000) -> tuple[int, int]:
+    """Where to cut off what is 40 dB below the loudest 10 ms, but for 80 ms before and behind."""
     frame = RATE // 100
     loudness = np.sqrt(np.square(samples[: len(samples) // frame * frame].reshape(-1, frame)).mean(1))
     loud = np.flatnonzero(loudness > quiet * loudness.max())
-    return samples[max(0, loud[0] * frame - keep) : (loud[-1] + 1) * frame + keep]
+    return max(0, loud[0] * frame - keep), (loud[-1] + 1) * frame + keep
 
 
 def levelled(samples: np.ndarray) -> np.ndarray:
@@ -318,8 +375,9 @@ def shard_path(folder: Path, number: int) -> Path:
 def write(path: Path, lines: list[Line], voices: Voices, progress: Iterator | None = None) -> None:
     rows = []
     for line in lines:
-        samples = voices.speak(line)
+        samples, phones = voices.speak(line)
         about = {name: getattr(line, name) for name in COLUMNS}
+        about |= {"phones": [phone for phone, _ in phones], "begins": [second for _, second in phones]}
         rows.append({"audio": {"bytes": voices.flac(samples), "path": None}, "seconds": len(samples) / RATE, **about})
         if progress:
             next(progress, None)

@@ -130,7 +130,8 @@ def main() -> None:
         facts |= dict(zip(("ears", "origin"), EARS[c.audio.encoder], strict=True))
         facts["origin"] = facts["origin"].format(kept="; in 8 bits" if "encoders.audio.tower" in arguments.eight else "")
         facts |= {"seconds": c.audio.seconds, "frames": c.video.frames, "film": FILMS[c.video.codec]}
-        facts |= {"words": f" with {'the letters' if c.audio.letters else 'the pieces'} of its words among its frames" if c.audio.words else ""}
+        pieces = "the phones" if c.audio.phones else "the letters" if c.audio.letters else "the pieces"
+        facts["words"] = f" with {pieces} of its words among its frames" if c.audio.words else ""
     kind = "any" if c.audio and c.video else "emoji"
     said = {name: words.format(**facts) for name, words in (ANY if kind == "any" else EMOJI).items()}
     card = CARD.format(**said, weights=facts["weights"] + facts.get("origin", ""), trained=arguments.trained, figures="\n\n".join(texts))

@@ -14,11 +14,13 @@ from mmgpt.errors import DataError
 from mmgpt.types import Audio
 
 COLUMNS = ("audio", "text", "voice", "source", "split", "seconds")
+PHONES = ("phones", "begins")
 
 
 @dataclass(frozen=True)
 class Speech:
-    """One clip: the bytes of a sound file, what is said, by whom; `source` says of what the words are (name, sentence, prose, chain or example)."""
+    """One clip: the bytes of a sound file, what is said, by whom; `source` says of what the words are (name, sentence, prose, chain or example).
+    Where it is known, `phones` are the speech sounds that were said, " " between words, and `begins` the second at which each does."""
 
     audio: bytes = field(repr=False)
     text: str
@@ -26,6 +28,8 @@ class Speech:
     source: str
     split: str
     seconds: float
+    phones: tuple[str, ...] = ()
+    begins: tuple[float, ...] = ()
 
     @property
     def sound(self) -> Audio:
@@ -44,12 +48,17 @@ def load_speech(place: str | Path) -> list[Speech]:
     rows: list[Speech] = []
     for file in files:
         try:
-            table = parquet.read_table(file, columns=list(COLUMNS))
+            spoken = [name for name in PHONES if name in parquet.read_schema(file).names]
+            table = parquet.read_table(file, columns=[*COLUMNS, *spoken])
         except (ArrowException, OSError, KeyError) as error:
             raise DataError(f"{str(file)!r} cannot be read ({str(error).splitlines()[0]}): {remedy}") from error
         if not all(isinstance(seconds, float) and seconds > 0 for seconds in table.column("seconds").to_pylist()):
             raise DataError(f"{str(file)!r} has clips without a length in its column seconds: {remedy}")
-        rows += [Speech(row["audio"]["bytes"], *(row[name] for name in COLUMNS[1:])) for row in table.to_pylist()]
+        for row in table.to_pylist():
+            phones, begins = (tuple(row.get(name) or ()) for name in PHONES)
+            if len(phones) != len(begins) or any(not 0 <= second <= row["seconds"] for second in begins) or list(begins) != sorted(begins):
+                raise DataError(f"{str(file)!r} has {len(phones)} phones that begin at {len(begins)} times, in order within the clip: {remedy}")
+            rows.append(Speech(row["audio"]["bytes"], *(row[name] for name in COLUMNS[1:]), phones, begins))
     return rows
 
 

@@ -1,6 +1,7 @@
 """Pictures, speech and clips with their words -> the directions of a model that reads and writes them all."""
 
 import os
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
@@ -14,9 +15,11 @@ from torch import Tensor, nn
 from mmgpt.data.footage import Clip
 from mmgpt.data.speech import Speech, masked, varied
 from mmgpt.encoders.places import on_grid
+from mmgpt.encoders.spelling import SPACE, Spelling, parted, words_in
 from mmgpt.encoders.video import VideoEncoder
 from mmgpt.errors import TrainingError
 from mmgpt.model import GPT
+from mmgpt.native import spelling_of
 from mmgpt.pack import Document
 from mmgpt.train.gpt import GPTTask
 from mmgpt.train.mix import Direction
@@ -144,28 +147,69 @@ def with_words(codes: Int[np.ndarray, "T 1"], starts: Sequence[int], words: Sequ
 
 
 def words_of(gpt: GPT, text: str) -> tuple[list[str], list[int]]:
-    """What a text is written with among frames, and its codes: the pieces of its ids, or its letters (bytes) and the code 0 for those ahead."""
-    layout, codec = gpt.ports["audio"].writes, gpt.ports["text"].codec
+    """What a text is written with among frames, where phones are not known, and its codes: the pieces of its ids, or the letters of its words."""
+    codec, spelling = gpt.ports["text"].codec, spelling_of(gpt)
     ids = codec.encode(text)
-    if not layout.ahead:
+    if spelling is None:
         return [codec.written(ids[n : n + 1]) for n in range(len(ids))], ids.tolist()
-    letters = [code for id in ids.tolist() for code in codec.letters(id)]
-    return [bytes([code]).decode("ascii", "ignore") for code in letters], [*letters, *[0] * layout.ahead]
+    codes = Spelling().codes(text)
+    return [bytes([code]).decode("ascii", "ignore") for code in codes], codes
+
+
+def phones_of(spelling: Spelling, row: Speech, letters: float = 0.1) -> tuple[list[float], list[int]]:
+    """At which second what a clip says begins, and its codes. A share `letters` of its words, and those with a phone that has no code, are spelled:
+    words that no lexicon knows are said from letters, so these have to be learned too. They share out the time of their word."""
+    words, groups = words_in(row.text), parted(row.phones)
+    chance = random.Random(row.text)
+    seconds, codes = [], []
+    for n, group in enumerate(groups):
+        begin = row.begins[group[0]]
+        if n:
+            seconds.append(row.begins[group[0] - 1])
+            codes.append(SPACE)
+        known = all(row.phones[k] in spelling.code_of for k in group)
+        if len(groups) == len(words) and (chance.random() < letters or not known):
+            end = row.begins[groups[n + 1][0] - 1] if n + 1 < len(groups) else row.seconds
+            spelled = list(words[n].encode())
+            seconds += [begin + (end - begin) * k / len(spelled) for k in range(len(spelled))]
+            codes += spelled
+        elif known:
+            seconds += [row.begins[k] for k in group]
+            codes += [spelling.code_of[row.phones[k]] for k in group]
+    return seconds, codes
 
 
 def spelled(gpt: GPT, ears, rows: Sequence[Speech], codes: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Codes of speech with their words among them, where `ears` (`mmgpt.train.ears.Ears`) hear them begin; of clips without codes, or
-    too long for these ears, none."""
+    """Codes of speech with their words among them: phones where they are known, anything else where `ears` (`mmgpt.train.ears.Ears`) hear it
+    begin; of clips without codes, or too long for these ears, none."""
+    layout, spelling, found = gpt.ports["audio"].writes, spelling_of(gpt), [code[:0] for code in codes]
+    spoken = {n for n, row in enumerate(rows) if spelling is not None and row.phones and len(codes[n])}
+    for n in spoken:
+        seconds, said = phones_of(spelling, rows[n])
+        frames = [min(int(second / rows[n].seconds * len(codes[n])), len(codes[n])) for second in seconds]
+        found[n] = with_words(codes[n], frames, [layout.num_codes + code for code in [*said, *[0] * layout.ahead]], layout.ahead)
+    rest = [n for n in range(len(rows)) if n not in spoken and len(codes[n])]
+    if rest and ears is None:
+        raise TrainingError(f"words among {len(rest)} clips without phones, and no ears to hear where they begin: name a folder of them, aligner=")
+    for n, starts, some in zip(rest, *aligned(gpt, ears, rows, rest), strict=True) if rest else ():
+        if some:
+            *places, count = starts
+            frames = [min(place * len(codes[n]) // count, len(codes[n])) for place in places]
+            found[n] = with_words(codes[n], frames, [layout.num_codes + code for code in [*some, *[0] * layout.ahead]], layout.ahead)
+    return found
+
+
+def aligned(gpt: GPT, ears, rows: Sequence[Speech], chosen: Sequence[int]) -> tuple[list[list[int]], list[list[int]]]:
+    """Of each chosen clip, at which vector its words begin, and behind these how many were heard; and the words' codes. Both are empty where
+    it is too long for these ears."""
     from mmgpt.train.ears import beginnings
 
-    layout = gpt.ports["audio"].writes
     device = next(ears.parameters()).device
     heard = speech_heard(ears.encoder, rows) if hasattr(ears.encoder, "tower") else []  # of all, in the same thousands as are kept to transcribe
-    short = [n for n, row in enumerate(rows) if len(codes[n]) and fits(row, ears.encoder.max_seconds)]
+    short = [n for n in chosen if fits(rows[n], ears.encoder.max_seconds)]
     words = [words_of(gpt, rows[n].text) for n in short]
 
-    def aligned(k: int) -> np.ndarray:
-        """Where each word begins, and behind these how many vectors were heard."""
+    def placed(k: int) -> np.ndarray:
         n = short[k]
         if heard:
             vectors_ND = ears.encoder.out(torch.from_numpy(heard[n]).float().to(device))
@@ -175,12 +219,9 @@ def spelled(gpt: GPT, ears, rows: Sequence[Speech], codes: Sequence[np.ndarray])
         return np.array([*beginnings(scores_TL, words[k][0]), len(scores_TL)])
 
     stored = [str(some).encode() + rows[n].audio for n, (_, some) in zip(short, words, strict=True)]
-    found = [code[:0] for code in codes]
-    for n, (_, some), places in zip(short, words, coded(ears, stored, aligned, "words"), strict=True):
-        *starts, count = places.tolist()
-        frames = [min(start * len(codes[n]) // count, len(codes[n])) for start in starts]
-        found[n] = with_words(codes[n], frames, [layout.num_codes + code for code in some], layout.ahead)
-    return found
+    places = dict(zip(short, coded(ears, stored, placed, "words"), strict=True))
+    said = {n: some for n, (_, some) in zip(short, words, strict=True)}
+    return [places[n].tolist() if n in places else [] for n in chosen], [said.get(n, []) for n in chosen]
 
 
 def clip_codes(gpt: GPT, clips: Sequence[Clip], pictures: Mapping[tuple[str, str], np.ndarray] | None = None) -> list[np.ndarray]:

@@ -114,8 +114,9 @@ class AnyOptions:
     encoder: str = "mel"  # or frames, or whisper (tools/convert_ears.py fetches it)
     ears: str = ""  # a folder that the recipe `ears` made: its encoder instead of a new one
     words: bool = False  # speech is written with its words among its frames
-    letters: bool = False  # these letter by letter
-    aligner: str = ""  # a folder of ears that hear where those begin; without, the folder `ears`
+    letters: bool = False  # these letter by letter, or phone by phone where speech comes with its phones
+    ahead: int = 6  # so many letters or phones are known before they are said
+    aligner: str = ""  # a folder of ears that hear where words begin, where no phones come with speech; without, the folder `ears`
     ear_blocks: int = 4  # the first so many of Whisper's
     moves: float = 0.3  # this share of clips is described by how they move alone
     ear_rate: float = 0.5  # what has learned to hear before (a tower, or an encoder with blocks) learns so much slower than the rest
@@ -131,27 +132,29 @@ class AnyOptions:
 
 def any_to_any(options: AnyOptions, settings: Settings, words: Words) -> Job:
     from mmgpt.data.emoji import load_emoji, training_rows
+    from mmgpt.data.speech import load_speech, of
     from mmgpt.train.any import picture_directions, sketch_direction
     from mmgpt.train.ears import load_ears
     from mmgpt.train.mix import MixTask
 
     if options.sketches and not (options.draws and options.transcribes):
         raise TrainingError(f"sketches={options.sketches}, draws={options.draws}, transcribes={options.transcribes}: use 1 or more of each")
+    if options.words and options.speaks and not (options.letters or options.aligner or options.ears):
+        raise TrainingError("words among speech, and no ears to hear where they begin: name a folder of them (mmgpt train ears), aligner=")
     torch.manual_seed(settings.seed)
     ears = load_ears(options.ears) if options.ears else None
-    model = shaped(options, words, ears)
+    speech = of(load_speech(options.speech), "train")
+    model = shaped(options, words, ears, speech)
     aligner = load_ears(options.aligner) if options.aligner else ears
-    if model.config.audio.words and options.speaks and not aligner:
-        raise TrainingError("words among speech, and no ears to hear where they begin: name a folder of them (mmgpt train ears), aligner=")
     freeze(model, options.frozen)
     model.to(device_of(options.device)).train()
     model.rates = rates_of(model, options, ears)
     chosen = training_rows(load_emoji(options.data), model.config.left_out or None)
     pictures = picture_part(model, options, chosen, settings.seed)
-    spoken, rows = speech_part(model, options, aligner)
+    spoken = speech_part(model, options, aligner, speech)
     named = [*(picture_directions(pictures) if pictures else []), *spoken]
     if options.sketches:
-        named.append(sketch_direction(pictures, spoken[0], rows, options.sketches, options.drop))
+        named.append(sketch_direction(pictures, spoken[0], speech, options.sketches, options.drop))
     drawn = {(row.label, row.style): codes for row, codes in zip(chosen, pictures.codes, strict=True) if not row.skin} if options.draws else None
     directions = [*named, *clip_part(model, options, chosen, drawn)]
     card = f"# any, trained here\n\nTrained with {words or 'the recipe as it is'}. Not evaluated.\n"
@@ -159,11 +162,12 @@ def any_to_any(options: AnyOptions, settings: Settings, words: Words) -> Job:
     return Job(task, settings, options.out, options.resume)
 
 
-def shaped(options: AnyOptions, words: Words, ears) -> GPT:
+def shaped(options: AnyOptions, words: Words, ears, speech: Sequence = ()) -> GPT:
     """The model to begin with, `options.init`, with sound and video put to it where it has none, or where a codec is named."""
     from mmgpt.data.clips import SECONDS
+    from mmgpt.encoders.spelling import Spelling
     from mmgpt.hub import load
-    from mmgpt.native import SoundConfig, VideoConfig, build_from
+    from mmgpt.native import SoundConfig, VideoConfig, build_from, spelling_of
     from mmgpt.train.ears import blocks_of
     from mmgpt.train.sound import load_codec
 
@@ -173,7 +177,7 @@ def shaped(options: AnyOptions, words: Words, ears) -> GPT:
     if ears and "encoder" in words and options.encoder != ears.kind:
         raise TrainingError(f"encoder={options.encoder}, and ears={options.ears} hear with {ears.kind}: leave one of the two out")
     had, film = model.config.audio, model.config.video
-    own = {"encoder": had.encoder, "ear_blocks": had.blocks, "words": had.words, "letters": had.letters} if had else {}
+    own = {"encoder": had.encoder, "ear_blocks": had.blocks, "words": had.words, "letters": had.letters, "ahead": had.ahead} if had else {}
     own |= {"video": film.codec, "changes": film.changes, "frames": film.frames, "side": film.side} if film else {}
     other = [f"{name}={getattr(options, name)} for {kept}" for name, kept in own.items() if name in words and getattr(options, name) != kept]
     if had and "codec" not in words and other:
@@ -182,9 +186,11 @@ def shaped(options: AnyOptions, words: Words, ears) -> GPT:
         codec = load_codec(options.codec)
         kind = ears.kind if ears else options.encoder
         blocks = len(blocks_of(ears.encoder)) if ears else options.ear_blocks if kind == "whisper" else 0
-        audio = SoundConfig(codec.config, kind, options.seconds, blocks=blocks, words=options.words, verbatim=options.words, letters=options.letters)
+        spelling = Spelling.heard((row.text, row.phones) for row in speech if row.phones) if options.letters else None
+        spoken = {"words": options.words, "verbatim": options.words, "letters": options.letters, "ahead": options.ahead}
+        audio = SoundConfig(codec.config, kind, options.seconds, blocks=blocks, **spoken, phones=spelling.phones if spelling else ())
         video = VideoConfig(options.frames, options.side, options.frames / SECONDS, changes=options.changes, codec=options.video)
-        model = build_from(model, replace(model.config, audio=audio, video=video, max_length=options.max_length), codec)
+        model = build_from(model, replace(model.config, audio=audio, video=video, max_length=options.max_length), codec, spelling)
         if kind == "whisper" and not ears and (had is None or had.encoder != "whisper"):
             model.encoders["audio"].tower.fill()
     if ears:
@@ -198,10 +204,10 @@ def shaped(options: AnyOptions, words: Words, ears) -> GPT:
         model.encoders["audio"].load_state_dict(ears.encoder.state_dict())
     if model.config.audio.words and not (had and had.words and had.letters == model.config.audio.letters):
         speech, text, codec = model.ports["audio"].writes, model.ports["text"].writes.ids, model.ports["text"].codec
-        said = [codec.letters(id) if speech.ahead else (id,) for id in range(codec.num_codes)]
+        said = [codec.letters(id) if spelling_of(model) else (id,) for id in range(codec.num_codes)]
         with torch.no_grad():  # a word among frames begins as what it is in a text
             for id, codes in enumerate(said):
-                if len(codes) == 1:
+                if len(codes) == 1:  # of phones nothing is known
                     model.table.weight[speech.hideable.stop + codes[0]] = model.table.weight[text.start + id]
     return model
 
@@ -227,19 +233,17 @@ def picture_part(model: GPT, options: AnyOptions, chosen: Sequence, seed: int) -
     return GPTTask(model, pixels(chosen, model.config.picture), items, mix, seed, left_out=model.config.left_out)
 
 
-def speech_part(model: GPT, options: AnyOptions, aligner) -> tuple[list[Direction], Sequence]:
-    """The directions of speech, the first of them that in which it is written down, and the clips."""
-    from mmgpt.data.speech import load_speech, of
+def speech_part(model: GPT, options: AnyOptions, aligner, speech: Sequence) -> list[Direction]:
+    """The directions of speech, the first of them that in which it is written down."""
     from mmgpt.train.any import speech_codes, speech_directions, speech_heard, spelled
 
-    speech = of(load_speech(options.speech), "train")
     codes = speech_codes(model, speech, options.voice if options.speaks else None)
     if model.config.audio.words and options.speaks:
         codes = spelled(model, aligner, speech, codes)
     tower = getattr(model.encoders["audio"], "tower", None)
     heard = speech_heard(model.encoders["audio"], speech) if options.transcribes and tower is not None and still(tower) else []
     repeats = options.repeats * bool(options.transcribes and options.speaks)
-    return speech_directions(model, speech, codes, (options.transcribes, options.speaks), options.voice, options.drop, heard, repeats), speech
+    return speech_directions(model, speech, codes, (options.transcribes, options.speaks), options.voice, options.drop, heard, repeats)
 
 
 def clip_part(model: GPT, options: AnyOptions, chosen: Sequence, drawn: dict | None) -> list[Direction]:

@@ -680,7 +680,9 @@ def test_what_was_read_off_is_written_again():
     gpt, rows = any_gpt(max_length=600), load_speech(Path(__file__).parent / "data" / "speech6.parquet")
     gpt = build_from(gpt, replace(gpt.config, audio=replace(gpt.config.audio, seconds=2.0)))
     codes = [np.full((5, 1, 2), n) for n in range(len(rows))]
-    *_, repeat = speech_directions(gpt, rows, codes, (1, 1), "heart", 0.1, (), 1)
+    _, speak, repeat = speech_directions(gpt, rows, codes, (1, 1), "heart", 0.1, (), 1, names=3.0)
+    assert speak.weight_N.tolist() == [3.0 * (row.voice == "heart") if row.source == "name" else float(row.voice == "heart") for row in rows]
+    assert {1.0, 3.0} <= set(speak.weight_N.tolist())
     for item in repeat.weight_N.nonzero()[:, 0].tolist():
         begin, heard, asked, words, said = repeat.document(item, torch.Generator().manual_seed(0))
         again = gpt.write([Part(rows[item].text, learn=True), Part(Audio(torch.zeros(1), 16_000), learn=True, codes=codes[item])])

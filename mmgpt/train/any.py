@@ -84,10 +84,11 @@ def speech_directions(
     drop: float,
     heard: Sequence[np.ndarray] = (),
     repeats: int = 0,
+    names: float = 1.0,
 ) -> list[Direction]:
     """Any voice to words; words to the voice `voice`; and what it said to words and again to speech, so that what is said follows words whatever
     came before them. `codes` are the codec's codes of each row, none for rows that are not spoken.
-    `heard`: of each row, what ears that are not trained hear in it."""
+    `heard`: of each row, what ears that are not trained hear in it. Names are said `names` times as often as other clips."""
     port = gpt.ports["audio"]
     if heard:
         gpt.encoders["heard"] = Heard(port.encoder)
@@ -114,6 +115,7 @@ def speech_directions(
 
     heard_N = torch.tensor([float(fits(row, gpt.config.audio.seconds)) for row in rows], dtype=torch.double)
     said_N = torch.tensor([float(row.voice == voice and len(c) > 0) for row, c in zip(rows, codes, strict=True)], dtype=torch.double) * heard_N
+    said_N *= torch.tensor([names if row.source == "name" else 1.0 for row in rows], dtype=torch.double)
     listening = [([Part(rows[n].sound), Part(port.asks)], "text", rows[n].text) for n in first(heard_N, counts[0])]
     speaking = [([Part(rows[n].text)], "audio", rows[n].text) for n in first(said_N, counts[1])]
     return [

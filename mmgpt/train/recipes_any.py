@@ -101,6 +101,7 @@ class AnyOptions:
     transcribes: int = 8
     speaks: int = 6
     sketches: int = 0  # names heard and written down, then drawn
+    names: float = 1.0  # are said so many times as often as other clips
     repeats: int = 2  # heard and written down, then said: what is written follows words, whatever came before them
     describes: int = 2
     animates: int = 2
@@ -243,7 +244,7 @@ def speech_part(model: GPT, options: AnyOptions, aligner, speech: Sequence) -> l
     tower = getattr(model.encoders["audio"], "tower", None)
     heard = speech_heard(model.encoders["audio"], speech) if options.transcribes and tower is not None and still(tower) else []
     repeats = options.repeats * bool(options.transcribes and options.speaks)
-    return speech_directions(model, speech, codes, (options.transcribes, options.speaks), options.voice, options.drop, heard, repeats)
+    return speech_directions(model, speech, codes, (options.transcribes, options.speaks), options.voice, options.drop, heard, repeats, options.names)
 
 
 def clip_part(model: GPT, options: AnyOptions, chosen: Sequence, drawn: dict | None) -> list[Direction]:

@@ -262,7 +262,8 @@ class Voices:
         pace = random.Random(seed).uniform(0.88, 1.14)
         samples, phones = self.neural(line.said, pace, seed) if line.voice == FIRST else (flite(line.said, line.voice, pace), [])
         begin, end = trimmed(samples)
-        return levelled(samples[begin:end]), [(phone, max(0.0, second - begin / RATE)) for phone, second in phones]
+        kept = levelled(samples[begin:end])
+        return kept, [(phone, min(max(0.0, second - begin / RATE), len(kept) / RATE)) for phone, second in phones]
 
     def neural(self, said: str, pace: float, seed: int) -> tuple[np.ndarray, list[tuple[str, float]]]:
         import torch
@@ -308,6 +309,7 @@ def phones_of(marks: list[str], starts: list[float]) -> list[tuple[str, float]]:
         if mark in (STRESS, WEAK):
             waiting.append((mark, start))
         elif mark in PAUSES:
+            waiting = []
             if found and found[-1][0] != " ":
                 found.append((" ", start))
         else:

@@ -75,7 +75,7 @@ def command(commands, name: str, run, summary: str, **settings) -> Parser:
 
 def add_model(added: Parser, positional: bool = False, default: str = "emoji") -> None:
     """The options of every command that loads a model."""
-    what = 'a shipped checkpoint ("emoji") or the folder of one'
+    what = 'a shipped checkpoint ("emoji", "any") or the folder of one'
     if positional:
         added.add_argument("checkpoint", metavar="CHECKPOINT", help=what)
     else:

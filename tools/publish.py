@@ -74,7 +74,7 @@ speech{words}, a clip {film}.""",
     + PICTURES,
     "data": """Trained on synthetic speech (`tools/build_speech.py`): `hibari-tts` 0.2.1, Apache-2.0, and the voices slt, awb and kal16 of `flite` 2.2
 (CMU's BSD-like licence), speaking emoji names and sentences of WordNet 3.0 (Princeton's licence: free use with its notice); on clips of moving
-pictures (`tools/build_clips.py`); and on the `train` split of pictures of five open emoji artists, modified: rasterised to 64x64.""",
+pictures (`tools/build_clips.py`); and on the `train` split of pictures of five open emoji artists, modified: rasterised to 64x64.{lexicon}""",
 }
 
 # how pictures are read, and whose weights that began with
@@ -131,6 +131,7 @@ def main() -> None:
         facts["origin"] = facts["origin"].format(kept="; in 8 bits" if "encoders.audio.tower" in arguments.eight else "")
         facts |= {"seconds": c.audio.seconds, "frames": c.video.frames, "film": FILMS[c.video.codec]}
         pieces = "the phones" if c.audio.phones else "the letters" if c.audio.letters else "the pieces"
+        facts["lexicon"] = " `pronunciation.txt` is what `hibari-tts` made of their words (lexicons of misaki, Apache-2.0)." if c.audio.phones else ""
         facts["words"] = f" with {pieces} of its words among its frames" if c.audio.words else ""
     kind = "any" if c.audio and c.video else "emoji"
     said = {name: words.format(**facts) for name, words in (ANY if kind == "any" else EMOJI).items()}

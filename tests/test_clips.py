@@ -265,16 +265,25 @@ def test_no_training_text_has_a_test_sentence(build_speech, monkeypatch):
 def test_sounds_are_trimmed_and_equally_loud(build_speech):
     loud = np.sin(np.arange(8000) * 0.3).astype(np.float32) * 0.02
     padded = np.concatenate([np.zeros(5000, np.float32), loud, np.zeros(9000, np.float32)])
-    cut = build_speech.trimmed(padded)
+    cut = padded[slice(*build_speech.trimmed(padded))]
     begins, ends = np.flatnonzero(cut)[[0, -1]]
     assert 1280 <= begins <= 1440 and 1280 <= len(cut) - ends <= 1440  # 80 ms, and what is left of 10
     assert np.sqrt(np.square(build_speech.levelled(cut)).mean()) == pytest.approx(0.1)
     assert np.abs(build_speech.levelled(np.eye(1, 4000, 7)[0])).max() == pytest.approx(0.97)
 
 
+def test_marks_become_phones(build_speech):
+    """Main stress belongs to the vowel behind it, the weaker one is dropped, and whatever parts words is one space, none at the end."""
+    marks = list("ˈI, ˌæp ˈ .dˈɑɡ.")
+    phones = build_speech.phones_of(marks, [float(n) for n in range(len(marks))])
+    assert [phone for phone, _ in phones] == ["ˈI", " ", "æ", "p", " ", "d", "ˈɑ", "ɡ"]
+    assert [second for _, second in phones] == [0, 2, 4, 6, 7, 11, 12, 14]
+    assert build_speech.phones_of([], []) == []
+
+
 def test_shards_that_exist_are_left(build_speech, tmp_path, monkeypatch):
     class Voices:
-        speak = staticmethod(lambda line: np.full(160, 0.1, np.float32))
+        speak = staticmethod(lambda line: (np.full(160, 0.1, np.float32), [("l", 0.0), ("ˈI", 0.005)]))
         flac = staticmethod(lambda samples: b"fLaC")
 
     monkeypatch.setattr(build_speech, "Voices", Voices)
@@ -286,7 +295,8 @@ def test_shards_that_exist_are_left(build_speech, tmp_path, monkeypatch):
     build_speech.write_shards(tmp_path, lines)
     assert (tmp_path / "speech-000.parquet").stat().st_mtime_ns == before
     assert pq.read_table(tmp_path / "speech-001.parquet")["text"].to_pylist() == ["line c", "line d"]
-    assert pq.read_table(tmp_path / "speech-002.parquet")["text"].to_pylist() == ["line e"]
+    (last,) = pq.read_table(tmp_path / "speech-002.parquet").to_pylist()
+    assert last["text"] == "line e" and last["phones"] == ["l", "ˈI"] and last["begins"] == pytest.approx([0.0, 0.005])
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"speech-00{n}.parquet" for n in range(3)]
     (tmp_path / "speech-001.parquet").unlink()
     build_speech.write_shards(tmp_path, lines)

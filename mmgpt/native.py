@@ -18,7 +18,6 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,7 +30,7 @@ from mmgpt.decoders.transformer import DecoderConfig
 from mmgpt.decoders.video_codec import VideoCodec
 from mmgpt.encoders.audio import FrameEncoder, MelEncoder
 from mmgpt.encoders.image import TOWERS, square_encoder
-from mmgpt.encoders.spelling import LETTERS, Spelling
+from mmgpt.encoders.spelling import LETTERS, Said, Spelling
 from mmgpt.encoders.text import TextCodec
 from mmgpt.encoders.video import VideoEncoder
 from mmgpt.encoders.whisper import WhisperEncoder
@@ -164,19 +163,6 @@ class Ids:
     def take(self, count: int = 1) -> Span:
         self.used += count
         return Span(self.used - count, self.used)
-
-
-@dataclass(frozen=True)
-class Said:
-    """The ids of a text -> the codes of the words with which it is said: its own, or those of its spelling."""
-
-    text: Span
-    codec: TextCodec
-    spelling: Spelling | None = None
-
-    def __call__(self, ids: Sequence[int]) -> list[int]:
-        codes = [id - self.text.start for id in ids if id in self.text]
-        return self.spelling.codes(self.codec.decode(np.array(codes, np.int64))) if self.spelling else codes
 
 
 def build(config: NativeConfig, text: TextCodec, codec: ImageCodec, sound: AudioCodec | None = None, spelling: Spelling | None = None) -> GPT:

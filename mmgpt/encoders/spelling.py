@@ -3,8 +3,13 @@
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
+import numpy as np
+
+from mmgpt.encoders.text import TextCodec
 from mmgpt.errors import CheckpointError
+from mmgpt.script import Span
 
 LETTERS = 256  # codes below are bytes of UTF-8, those from here on are phones
 SPACE = ord(" ")
@@ -57,6 +62,19 @@ class Spelling:
                     found[word][tuple(marks[n] for n in group)] += 1
         most = {word: min(counts, key=lambda said: (-counts[said], said)) for word, counts in found.items()}
         return cls(sorted(phones - {" "}), most)
+
+
+@dataclass(frozen=True)
+class Said:
+    """The ids of a text -> the codes of the words with which it is said: its own, or those of its spelling."""
+
+    text: Span
+    codec: TextCodec
+    spelling: Spelling | None = None
+
+    def __call__(self, ids: Sequence[int]) -> list[int]:
+        codes = [id - self.text.start for id in ids if id in self.text]
+        return self.spelling.codes(self.codec.decode(np.array(codes, np.int64))) if self.spelling else codes
 
 
 def words_in(text: str) -> list[str]:
